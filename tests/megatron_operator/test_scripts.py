@@ -119,6 +119,102 @@ CASES: dict[str, tuple[str, list[dict]]] = {
     ),
     "options behind a redirection": ("megatron sft > log.txt RUN --lr 1e-4 2>&1 | tee all.log\n", [{"lr": 1e-4}]),
     "arguments of the script": ("set -- 1e-4 5\nmegatron sft RUN --lr $1 --seed ${2}\n", [{"lr": 1e-4, "seed": 5}]),
+    "lines of a file": (
+        "while read -r lr seed; do\n  megatron sft RUN --lr $lr --seed $seed\ndone < sweep.txt\n"
+        "tail -n +2 sweep.txt | while read lr rest; do megatron sft RUN --lr $lr; done\n",
+        [{"lr": 1e-4, "seed": 1}, {"lr": 2e-4, "seed": 2}, {"lr": 2e-4, "seed": None}],
+    ),
+    "lines of a here-document": (
+        'while IFS=, read -r model data; do\n  [ -z "$model" ] && continue\n'
+        "  megatron sft --model $model --dataset $data --max_epochs 1 --global_batch_size 16\n"
+        "done <<EOF\n/m/a,/d/a.jsonl\n\n/m/b,/d/b.jsonl\nEOF\n",
+        [{"model": "/m/a"}, {"model": "/m/b", "dataset": ["/d/b.jsonl"]}],
+    ),
+    "xargs": (
+        "cut=1\ncat sweep.txt | xargs -L 1 echo | head -n 0\nseq 2 | xargs -I{} megatron sft RUN --seed {}\n"
+        "echo 3 4 | xargs -n 1 megatron sft RUN --seed\nxargs -a args.txt megatron sft\n",
+        [{"seed": 1}, {"seed": 2}, {"seed": 3}, {"seed": 4}, {"lr": 5e-4}],
+    ),
+    "text of files": (
+        "megatron sft $(cat args.txt) --seed 1\nARGS=$(< args.txt)\nmegatron sft $ARGS --seed 2\n"
+        "mapfile -t LINES < args.txt\nmegatron sft ${LINES[@]} --seed 3\nread -r LR _ < sweep.txt\n"
+        "megatron sft RUN --lr $LR\nexport $(grep -v '^#' env.sh | xargs)\nmegatron sft RUN --seed 5\n",
+        [{"lr": 5e-4, "seed": 1}, {"seed": 2}, {"lr": 5e-4, "seed": 3}, {"lr": 1e-4}, {"seed": 5, "gpus": 2}],
+    ),
+    "arrays with keys": (
+        "declare -A LR=([small]=1e-4 [big]=5e-6) CFG\nCFG[seed]=7\nSIZE=big\nEXTRA=''\n"
+        'for k in "${!CFG[@]}"; do EXTRA="$EXTRA --$k ${CFG[$k]}"; done\n'
+        "megatron sft RUN --lr ${LR[$SIZE]} $EXTRA\n",
+        [{"lr": 5e-6, "seed": 7}],
+    ),
+    "elements that change": (
+        "ARGS=(--lr 1e-4 --seed 1)\nARGS[1]=2e-4\nARGS+=(--max_length 2048)\nn=SEED\nSEED=9\n"
+        'unset "ARGS[5]"\nARGS[5]=1024\nmegatron sft RUN "${ARGS[@]}" --save_interval ${!n}\n',
+        [{"lr": 2e-4, "seed": 1, "max_length": 1024, "save_interval": 9}],
+    ),
+    "whole numbers": (
+        "GPUS=8\nif (( GPUS >= 8 )); then TP=4; else TP=1; fi\n(( MB = GPUS / 4 ))\nlet 'SEED = 3 + 4'\n"
+        "NPROC_PER_NODE=`expr 4 + 4` megatron sft RUN --tensor_model_parallel_size $TP --micro_batch_size $MB "
+        "--seed $SEED\n",
+        [{"tensor_model_parallel_size": 4, "micro_batch_size": 2, "seed": 7, "gpus": 8}],
+    ),
+    "rounds of a test": (
+        "i=0\nwhile [ $i -lt 2 ]; do\n  megatron sft RUN --seed $i\n  i=$((i+1))\ndone\n"
+        "for ((j=5; j<9; j+=3)); do megatron sft RUN --seed $j; done\n"
+        "for k in {3..4}; do megatron sft RUN --seed $k; done\n",
+        [{"seed": 0}, {"seed": 1}, {"seed": 5}, {"seed": 8}, {"seed": 3}, {"seed": 4}],
+    ),
+    "this and that, or the other": (
+        'MODE=${1:-lora}\n[ "$MODE" = lora ] && LR=1e-4 || LR=1e-5\n[ -z "$MODE" ] && S=1 || S=2\n'
+        "true && T=3 || T=4\nmegatron sft RUN --lr $LR --seed $S --save_interval $T\n",
+        [{"lr": 1e-4, "seed": 2, "save_interval": 3}],
+    ),
+    "switches": (
+        "USE=true\nif $USE; then A='--train_type lora'; fi\n"
+        "if [[ $USE == t* && ( -n $A || 1 -gt 2 ) ]]; then B='--seed 4'; fi\n"
+        'if ! [ "$USE" = true -o -z "$B" ]; then B="--seed 5"; fi\n[[ 72B =~ ^[0-9]+B$ ]] && C="--lr 1e-4"\n'
+        "megatron sft RUN $A $B $C\n",
+        [{"train_type": "lora", "seed": 4, "lr": 1e-4}],
+    ),
+    "rounds that end": (
+        "for m in a b c; do\n  [[ $m == b ]] && continue\n  for s in 1 2; do\n"
+        "    [[ $m == c && $s -eq 2 ]] && break\n"
+        "    megatron sft --model /m/$m --dataset /d/a.jsonl --max_epochs 1 --global_batch_size 16 --seed $s\n"
+        "  done\ndone\n",
+        [{"model": "/m/a", "seed": 1}, {"model": "/m/a", "seed": 2}, {"model": "/m/c", "seed": 1}],
+    ),
+    "functions that return": (
+        'run() {\n  if [ "$1" = no ]; then return; fi\n  megatron sft RUN --seed $1\n}\nrun no\nrun 2\n',
+        [{"seed": 2}],
+    ),
+    "usage and an end": (
+        "if [ $# -gt 5 ]; then echo usage; exit 1; fi\ncd /ws || exit 1\n[ -d /m ] || { echo no; exit 2; }\n"
+        "megatron sft RUN\n",
+        [{}],
+    ),
+    "a shell within": (
+        "(export NPROC_PER_NODE=4; LR=1; megatron sft RUN)\nmegatron sft RUN --seed 2 --lr ${LR:-1e-4}\n",
+        [{"gpus": 4}, {"gpus": 1, "lr": 1e-4}],
+    ),
+    "retries": ("for n in 1 2 3; do\n  megatron sft RUN && break\n  sleep 60\ndone\n", [{}]),
+    "submitted files": (
+        "launch() {\ncat > /tmp/run_$1.sh <<EOF\nNPROC_PER_NODE=8 megatron sft RUN --seed $1\nEOF\n"
+        "sbatch -N 2 /tmp/run_$1.sh\n}\nfor s in 1 2; do launch $s; done\n",
+        [{"seed": 1, "nodes": 2, "gpus": 8}, {"seed": 2, "nodes": 2}],
+    ),
+    "configuration by tee": (
+        "CONFIG=/tmp/c.yaml\ntee $CONFIG > /dev/null <<EOF\nmodel: /m/x\ndataset: [/d/a.jsonl]\nmax_epochs: 1\n"
+        "global_batch_size: 16\nEOF\nmegatron sft --config $CONFIG --seed 3\n",
+        [{"seed": 3, "model": "/m/x"}],
+    ),
+    "a terminal of its own": (
+        'tmux new-session -d -s train "NPROC_PER_NODE=8 megatron sft RUN 2>&1 | tee log"\n',
+        [{"gpus": 8}],
+    ),
+    "written by printf": (
+        "ARGS=\"$(printf -- '--seed %03d ' 7)\"\nmegatron sft RUN $ARGS\n",
+        [{"seed": 7}],
+    ),
     "one after the other": ("megatron pt RUN && megatron sft RUN || exit 1\n", [{"task": "pt"}, {"task": "sft"}]),
 }
 # (script, what is said of it on standard error)
@@ -147,6 +243,28 @@ TOLD: dict[str, tuple[str, list[str]]] = {
         ["the values of $f in this loop are not known", "spec.args.seed: NOT CARRIED OVER"],
     ),
     "no shell": ("megatron sft RUN\nif [ 1 ]; then (\n", ["not understood as a script"]),
+    "ended": ("megatron sft RUN\nexit 0\nmegatron pt RUN\n", ["not translated: megatron pt", "it is in a branch"]),
+    "unknown lines": (
+        "while read -r seed; do megatron sft RUN --seed $seed; done < /nowhere.txt\n",
+        ["line 1: the lines that this loop reads into seed are not known", "spec.args.seed: NOT CARRIED OVER"],
+    ),
+    "unknown words": ("ls /d | xargs megatron sft RUN\n", ["the words that xargs reads are not known"]),
+    "many rounds": (
+        "for i in {1..70}; do S=$i; done\nmegatron sft RUN\n",
+        ["line 1: only the first 64 of 70 rounds of this loop are read"],
+    ),
+    "nothing like it": (
+        "megatron sft RUN\nswift infer --model /o\n",
+        ["not translated: swift infer --model /o; it neither"],
+    ),
+    "in the text of another": (
+        "megatron pt RUN\nparallel 'megatron sft --seed {}' ::: 1 2\n",
+        ["not translated: parallel megatron sft --seed {}"],
+    ),
+    "a pattern of files": (
+        "megatron sft --model /m/x --dataset /d/*.jsonl --max_epochs 1\n",
+        ["dataset: FILL IN: the shell puts the names of files in place of this pattern"],
+    ),
     "other variables": (
         "export MY_SWITCH=1\nOWN=2 megatron sft RUN\n",
         ["variables MY_SWITCH, OWN: add the relevant ones"],
@@ -168,6 +286,8 @@ def translate(tmp_path, capsys):
 
     def run(script: str) -> tuple[list[dict], str, str]:
         (tmp_path / "env.sh").write_text("LR=3e-4\nexport NPROC_PER_NODE=2\n")
+        (tmp_path / "sweep.txt").write_text("1e-4 1\n2e-4 2\n")
+        (tmp_path / "args.txt").write_text(f"{A}\n--lr 5e-4\n")
         (tmp_path / "other.sh").write_text(f"megatron sft {A} --seed $1\n")
         path = tmp_path / "train.sh"
         path.write_text(script.replace("RUN", A))
@@ -205,6 +325,26 @@ def test_what_cannot_be_carried_over_is_reported_and_commented(translate, name):
     assert {each.path.partition("[")[0] for each in problems} >= marked
 
 
+def test_of_a_flag_that_is_given_twice_the_last_counts_and_the_first_is_named(translate):
+    [job], text, _ = translate("megatron sft RUN --lr 1e-4 --seed 3 --dataset /d/b.jsonl --lr=2e-4\n")
+    assert (job["spec"]["args"]["lr"], job["spec"]["args"]["dataset"]) == (2e-4, ["/d/b.jsonl"])
+    assert "# Left out: lr: 1e-4 (the command gives it again behind; the last one counts)." in text
+    assert "# Left out: dataset: /d/a.jsonl" in text
+
+
+def test_sizes_of_a_launcher_that_only_a_shell_knows_are_named(translate):
+    launcher = "python -m torch.distributed.run --nproc_per_node=8 --nnodes=$NODES"
+    _, text, _ = translate(f"{launcher} -m swift.cli._megatron.sft RUN\n")
+    assert "# Nodes and GPUs cannot be counted from --nnodes=$NODES: set numNodes and resourcesPerNode." in text
+
+
+def test_a_manifest_of_another_kind_is_answered_with_those_that_are_read(tmp_path, capsys):
+    path = tmp_path / "ray.yaml"
+    path.write_text("kind: RayJob\nspec: {entrypoint: megatron sft --model /m/x}\n")
+    assert main(["from-args", str(path)]) == 2
+    assert "RayJob: not read; manifests of PyTorchJob, TrainJob, MPIJob" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -231,5 +371,5 @@ def test_what_cannot_be_carried_over_is_reported_and_commented(translate, name):
     ],
 )
 def test_variables_stand_for_their_values(text, value):
-    values = Values({"A": "a/b.c", "N": "8"}, {"L": ["p", "q r"]})
+    values = Values({"A": "a/b.c", "N": "8"}, {"L": {"0": "p", "1": "q r"}})
     assert expanded(text, values) == value

@@ -433,7 +433,10 @@ OF_RETRIEVAL = {
     "loss_type",
 }
 """tests/effects/test_retrieval_effects.py sees what each does to a step."""
-OF_ANOTHER_BACKEND = {"fp16", "bf16", "transformer_impl", "wandb_exp_name", "wandb_project", "wandb_save_dir"}
+OF_ANOTHER_BACKEND = {"fp16", "bf16", "transformer_impl", "wandb_exp_name", "wandb_project", "wandb_save_dir"} | {
+    "swanlab_exp_name",
+    "swanlab_project",
+}
 
 
 def test_every_argument_that_may_change_is_tried():

@@ -31,10 +31,13 @@ from megatron_trainjob.violation import Violation
 OF_THE_CALL = "the arguments of the script"
 OF_THE_CALL_WHY = "in a shell function those of its call: add their values to spec.args"
 OF_THE_QUEUE = "their counterparts are scheduling, runPolicy.activeDeadlineSeconds and podTemplate"
+OF_THE_LAST = "the command gives it again behind; the last one counts"
 STRAY = "the shell takes it for a program; a comment or a blank behind a backslash ended the command"
+NO_COUNTERPART = "it neither trains nor exports; there is nothing like it here"
 NOT_TAKEN = "it is in a branch that the script's own values do not take"
 NO_PODS = Pods()
 NO_FILES: Mapping[str, str] = {}
+KINDS_READ = f"not read; manifests of {', '.join(manifests.KINDS)} are, or pass the command that it starts"
 SHOWN_CHARACTERS = 160
 UNREAD = "its launcher is not known; pass the training command by itself"
 NOTHING = "contains no known training command: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
@@ -121,6 +124,10 @@ def _of_script(
         remarks=(
             *script.remarks,
             *(f"not translated: {each}; {UNREAD}" for each in launch.unread(script.commands)),
+            *(
+                f"not translated: {each[:SHOWN_CHARACTERS]}; {NO_COUNTERPART}"
+                for each in launch.others(script.commands)
+            ),
             *(f"not translated: {each}; {STRAY}" for each in launch.stray(script.commands)),
             *(f"not translated: {each}; {NOT_TAKEN}" for each in not_taken),
         ),
@@ -138,6 +145,7 @@ def translated(
     words, is_cut = statements.without_own_arguments(list(found.words))
     if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
         words = ["--config", *words]
+    words, replaced = launch.last_of_each(words)
     values, problems = (source.values, []) if source.values is not None else _values(source, words, found.task)
     processes = source.pods.num_processes or found.num_processes
     nodes = source.pods.num_nodes or found.num_nodes or 1
@@ -146,6 +154,7 @@ def translated(
     carried = translate(written, found.task, version=version, world_size=world_size)
     if is_cut:
         carried = replace(carried, left_out=(*carried.left_out, ("$@", OF_THE_CALL, OF_THE_CALL_WHY)))
+    carried = replace(carried, left_out=(*carried.left_out, *((*each, OF_THE_LAST) for each in replaced)))
     left_out = [("batch system", " ".join(source.header), OF_THE_QUEUE)] if source.header else []
     carried = replace(carried, left_out=(*carried.left_out, *left_out))
     if found.task == "export":
@@ -169,12 +178,16 @@ def _values(source: Source, words: Sequence[str], task: Task) -> tuple[dict[str,
 
 def _read_yaml(path: Path, task: Task | None) -> Source:
     """A manifest of another operator, or a mapping of arguments."""
-    documents = [each for each in yaml_file.load_all(path) if isinstance(each, Mapping)]
+    loaded = [each for each in yaml_file.load_all(path) if isinstance(each, Mapping)]
+    documents = [
+        inner for each in loaded for inner in (each.get("items") or () if each.get("kind") == "List" else (each,))
+    ]
     jobs = [each for each in documents if each.get("kind") in manifests.KINDS]
     if jobs:
         return _of_manifest(path, jobs, documents)
     if len(documents) != 1 or any("kind" in each for each in documents):
-        return Source(name=path.name, launches=())
+        found = ", ".join(str(each["kind"]) for each in documents if "kind" in each) or f"{len(documents)} documents"
+        return Source(name=path.name, launches=(), remarks=(f"{found}: {KINDS_READ}",))
     values = cast(Mapping[str, Any], documents[0])
     found_task = task or _task_of(values)
     return Source(name=path.name, launches=(Launch(task=found_task, words=(), source=str(path)),), values=values)

@@ -76,7 +76,7 @@ def ending_of_transformers(model: str) -> str:
 
 def problem(model: str) -> str:
     """Why this model is not trained here, "" if it is or if nothing is known about it."""
-    found = next(_configs(model), None)
+    found = next(_configs(model), None) if model else None
     if found is not None:
         path, config = found
         wrong = [each for each in check(config, TrainArgs()).violations if each.path.startswith(IN_CONFIG)]

@@ -17,6 +17,8 @@ from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 FOUND_BY_SHELL = re.compile(r"\$\((?:which|command -v)\s+([^\s)]+)\)")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 NOT_SAID = Ranks()
+IN_A_WORD = re.compile(r"\b(?:megatron\s+(?:pt|sft|rlhf|export)|swift\s+export)\s+-")
+"""A training in the text that another program gets, such as `tmux send-keys "megatron sft --model ..."`."""
 TORCH_OPTIONS = frozenset(
     (*SWITCHES, "nnodes", "nproc_per_node", "node_rank", "master_addr", "master_port")
     + ("rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf")
@@ -29,7 +31,8 @@ class Launch:
     """A found command: its task, its arguments, and its sizes (None: not given).
 
     source: the command as it was started. behind: the programs in front of it and around its script, with their
-    options. exported: names of the variables that it was started with.
+    options. exported: names of the variables that it was started with. unread: options of its launcher with a number
+    of nodes or processes that is not known here.
     """
 
     task: Task
@@ -40,28 +43,59 @@ class Launch:
     source: str = ""
     behind: tuple[str, ...] = ()
     exported: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
 
 
 def find(commands: Iterable[Invocation], header: Sequence[str] = ()) -> list[Launch]:
-    """Every command that trains or exports, in its order; of one that starts each node of a job the first."""
+    """Every command that trains or exports, in its order; of one that starts each node of a job, or is repeated, the
+    first."""
     found: list[Launch] = []
     of_header = launchers.of_header(header)
     for launch in (launch for command in commands for launch in _recognized(command, of_header)):
         is_another_node = (launch.num_nodes or 1) > 1 and any(_is_same(launch, other) for other in found)
-        if not is_another_node:
+        is_again = any(_is_same(launch, other) and _started(launch) == _started(other) for other in found)
+        if not is_another_node and not is_again:
             found.append(launch)
     return found
+
+
+def _started(launch: Launch) -> dict[str, str | None]:
+    """The variables that the command sees."""
+    return {name: launch.environment.get(name) for name in launch.exported}
+
+
+def last_of_each(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(the words with the last occurrence of each flag, (name, value) of earlier ones), as argparse reads them."""
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            groups.append([])
+        groups[-1].append(word)
+    names = [group[0][2:].partition("=")[0].replace("-", "_") if group else "" for group in groups]
+    last = {name: index for index, name in enumerate(names)}
+    kept = [index for index, name in enumerate(names) if last[name] == index or name == "config"]
+    dropped = [index for index in range(len(groups)) if index not in kept]
+    written = {index: " ".join([*groups[index][0].partition("=")[2:], *groups[index][1:]]).strip() for index in dropped}
+    return [word for index in kept for word in groups[index]], [(names[index], written[index]) for index in dropped]
 
 
 def unread_sizes(launch: Launch) -> list[str]:
     """NAME=VALUE of the variables whose number of nodes or GPUs only their own machine knows, such as `$(seq 8)`."""
     names = (NUM_NODES,) * (launch.num_nodes is None) + (PROCESSES_PER_NODE, *DEVICES) * (launch.num_processes is None)
-    return [f"{name}={launch.environment[name]}" for name in names if launch.environment.get(name)]
+    of_environment = [f"{name}={launch.environment[name]}" for name in names if launch.environment.get(name)]
+    return [*of_environment, *launch.unread]
 
 
 def unread(commands: Iterable[Invocation]) -> list[str]:
     """The commands that name a training behind an unknown program, verbatim."""
     return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]
+
+
+def others(commands: Iterable[Invocation]) -> list[str]:
+    """The commands of the same programs that neither train nor export, verbatim: `swift infer ...`."""
+    own = ("swift", "megatron")
+    found = [each for each in commands if PurePath(each.words[0]).name in own and each.words[1:]]
+    return [" ".join(each.words) for each in found if not any(_recognized(each)) and not _names_training(each.words)]
 
 
 def stray(commands: Iterable[Invocation]) -> list[str]:
@@ -74,7 +108,10 @@ def _is_same(one: Launch, other: Launch) -> bool:
 
 
 def _names_training(words: Sequence[str]) -> bool:
-    return not is_reader(words[0]) and any(_task(words[index:])[0] for index in range(1, len(words)))
+    if is_reader(words[0]):
+        return False
+    has_task = any(_task(words[index:])[0] for index in range(1, len(words)))
+    return has_task or any(IN_A_WORD.search(word) for word in words[1:])
 
 
 def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[Launch]:
@@ -109,6 +146,7 @@ def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[La
         source=" ".join(command.words[: len(command.words) - len(rest)]),
         behind=(*command.behind, *_with_options_left(words[:start], before[start:])),
         exported=frozenset(exported | passed.keys()),
+        unread=tuple(each for group in (before, command.behind) for each in launchers.unread(group)),
     )
 
 

@@ -11,6 +11,25 @@ from megatron_operator.translate.programs import program
 TORCH_SWITCHES = ("standalone", "no_python", "module", "m", "run_path")
 # Options without a value of the launchers below; a value behind any other option is one of it.
 SWITCHES = frozenset((*TORCH_SWITCHES, "multi_gpu", "exclusive", "allow_run_as_root", "oversubscribe", "overlap"))
+COUNTS = (
+    "nnodes",
+    "nproc_per_node",
+    "nodes",
+    "N",
+    "gpus_per_node",
+    "gres",
+    "gpus",
+    "G",
+    "np",
+    "n",
+    "npernode",
+    "ppn",
+) + (
+    "num_nodes",
+    "num_gpus",
+    "num_machines",
+    "num_processes",
+)
 TORCH_LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 
 
@@ -53,6 +72,14 @@ def requested(words: Sequence[str]) -> Ranks:
 def of_header(options: Sequence[str]) -> Ranks:
     """What the header of a batch script says: `#SBATCH --nodes=4`."""
     return _slurm(options_of([word for option in options for word in option.split()]))
+
+
+def unread(words: Sequence[str]) -> list[str]:
+    """The options of launchers with a number of nodes or processes that only a running shell knows, `--nnodes=$N`."""
+    if not any(program(word) in LAUNCHERS for word in words):
+        return []
+    found = {name: value for name, value in options_of(words).items() if name in COUNTS and "$" in value}
+    return [f"{'--' if len(name) > 1 else '-'}{name}={value}" for name, value in found.items()]
 
 
 def number(text: str | None) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from megatron_operator.translate.arguments import Carried
+from megatron_operator.translate.arguments import FILL_IN, Carried
 from megatron_operator.translate.shell.words import is_evaluated
 
 WORKDIR = "/workdir"
@@ -23,6 +23,9 @@ BARE_NAME = re.compile(r"[\w-]+(?::[\w/,-]+)?(?:#\d+)?")
 DATASETS = ("dataset", "val_dataset")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".py", ".jinja")
 FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", "datasets/")
+
+
+PATTERN = f"{FILL_IN}: the shell puts the names of files in place of this pattern; name the folder, or each file"
 
 
 @dataclass
@@ -78,7 +81,14 @@ def _placed(carried: Carried, places: Places, *, has_catalog: bool) -> Carried:
         value: object = [places.place(str(entry)) if is_one(str(entry)) else entry for entry in carried.value]
     else:
         value = places.place(str(carried.value)) if is_one(str(carried.value)) else carried.value
-    return Carried(name=carried.name, value=value, remark=carried.remark)
+    remark = carried.remark
+    if carried.name in DATASETS and any(re.search(r"[*?]", str(entry)) for entry in _entries(value)) and not remark:
+        remark = PATTERN
+    return Carried(name=carried.name, value=value, remark=remark)
+
+
+def _entries(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def is_path(text: str) -> bool:

@@ -22,6 +22,8 @@ RUNNERS = frozenset(
 READERS = frozenset(("echo", "printf", "grep", "mkdir", "cat", "ls", "rm", "cp", "mv", "touch"))
 READ_SCRIPTS = frozenset((*SHELLS, "sbatch", "qsub", "bsub", "ssh", "pdsh", "clush"))
 """Programs that run what they read as a script."""
+TAKES_TEXT = ("ssh", "pdsh", "clush", "tmux", "su", "runuser", "watch", "script")
+"""Programs whose last word may be a script of its own: `ssh host "cd /x && ..."`."""
 PASSED_ON = re.compile(r"(?<!\w)(?:-e)?(NPROC_PER_NODE|NNODES|CUDA_VISIBLE_DEVICES)=(\d[\d,]*\d|\d|[^\s,]+)")
 """A variable of the launch in an option such as `--export=ALL,NNODES=2`."""
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
@@ -95,7 +97,7 @@ def _of_option(name: str, words: Sequence[str]) -> str | None:
         joined = [word.partition("=")[2] for word in words if word.startswith("--wrap=")]
         after = [value for option, value in zip(words, words[1:], strict=False) if option == "--wrap"]
         return next(iter([*joined, *after]), None)
-    is_remote = name in ("ssh", "pdsh", "clush") and len(words) > 1 and " " in words[-1]
+    is_remote = name in TAKES_TEXT and len(words) > 1 and " " in words[-1]
     return words[-1] if is_remote else None
 
 

@@ -21,7 +21,9 @@ from megatron_trainjob.args.pixels import VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
 
-CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "CUDA_", "GLOO_", "TOKENIZERS_")
+CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "SWANLAB_") + (
+    ("CUDA_", "GLOO_", "TOKENIZERS_")
+)
 NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
 NUMBER = re.compile(r"[-+]?\d[\d_.]*(?:[eE][-+]?\d+)?")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
@@ -173,7 +175,9 @@ def _hub_ids(arguments: Iterable[Carried]) -> list[Carried]:
             remark = f"was {each.value}; the same model for transformers"
             each = Carried(name="model", value=f"{each.value}{ending}", remark=remark)
         elif each.name in DATASETS and isinstance(each.value, list) and not all(map(is_path, map(str, each.value))):
-            each = Carried(name=each.name, value=each.value, remark="ids of the Hugging Face Hub, not of ModelScope")
+            each = Carried(
+                name=each.name, value=each.value, remark=each.remark or "ids of the Hugging Face Hub, not of ModelScope"
+            )
         found.append(each)
     return found
 

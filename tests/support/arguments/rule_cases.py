@@ -1413,6 +1413,13 @@ CASES = [
         good={"wandb_project": "p", "wandb_save_dir": "/w"},
         bad={"wandb_save_dir": "/w"},
     ),
+    *(
+        Case(rule=rule, good={"report_to": ["swanlab"], name: "p"}, bad={name: "p"})
+        for rule, name in (
+            ("a_swanlab_project_is_reported_to", "swanlab_project"),
+            ("a_swanlab_experiment_is_reported_to", "swanlab_exp_name"),
+        )
+    ),
     # export
     Case(rule="an_export_does_one_thing", good={"to_hf": True}, bad={}, task="export"),
     Case(

@@ -133,7 +133,7 @@ def scaled(task: Task, given: Mapping[str, Any], *, num_ranks: int, model: str) 
 def is_kept(name: str) -> bool:
     """Whether the argument says how the run trains, on any machine."""
     is_gpus_alone = ARGUMENTS[name].status == "works on GPU only" or name.startswith("fp8_")
-    return not is_gpus_alone and name not in OF_THE_FILES | OF_THE_LENGTH and not name.startswith("wandb")
+    return not is_gpus_alone and name not in OF_THE_FILES | OF_THE_LENGTH and not name.startswith(("wandb", "swanlab"))
 
 
 def layout(given: Mapping[str, Any]) -> dict[str, int]:

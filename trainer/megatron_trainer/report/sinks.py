@@ -13,6 +13,7 @@ from megatron_trainer.report.jsonl import Jsonl
 from megatron_trainer.report.kubeflow import KubeflowPush
 from megatron_trainer.report.progress_file import ProgressFile
 from megatron_trainer.report.records import Sink
+from megatron_trainer.report.swan_lab import SwanLab
 from megatron_trainer.report.tensorboard import Choices, TensorBoard
 from megatron_trainer.report.weights_and_biases import WeightsAndBiases
 from megatron_trainjob import environment as variables
@@ -59,6 +60,9 @@ def open_sinks(
     if project := derive.wandb_project(args):
         folder = Path(derive.wandb_directory(args, str(save)))
         sinks.append(WeightsAndBiases(project, args.wandb_exp_name or save.name, folder, interval=args.log_interval))
+    if project := derive.swanlab_project(args):
+        name = args.swanlab_exp_name or save.name
+        sinks.append(SwanLab(project, name, save / "swanlab", interval=args.log_interval))
     return tuple(sinks)
 
 

@@ -14,6 +14,8 @@ from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.families.model import Model
 
+TRACKED_PROJECT = "megatron-train-operator"
+"""Project of a tracker of experiments whose name the arguments leave open."""
 _OF_MODEL: Mapping[str, Callable[[Model], Any]] = {
     "num_layers": lambda model: model.num_layers,
     "hidden_size": lambda model: model.hidden_size,
@@ -291,7 +293,12 @@ def tensorboard_directory(args: TrainArgs, save: str) -> str:
 
 def wandb_project(args: TrainArgs) -> str:
     """Weights & Biases project, "" if disabled."""
-    return args.wandb_project or ("megatron-train-operator" if "wandb" in args.report_to else "")
+    return args.wandb_project or (TRACKED_PROJECT if "wandb" in args.report_to else "")
+
+
+def swanlab_project(args: TrainArgs) -> str:
+    """SwanLab project, "" if disabled."""
+    return (args.swanlab_project or TRACKED_PROJECT) if "swanlab" in args.report_to else ""
 
 
 def wandb_directory(args: TrainArgs, save: str) -> str:

@@ -116,6 +116,8 @@ def _convert_float(value: object) -> float:
 
 def _wrong_type(type_name: str, value: object) -> WrongValue:
     hint = ""
+    if type_name.startswith("list[") and isinstance(value, str | int | float):
+        hint = f"; write [{shown(value)}]"
     if isinstance(value, str) and type_name in ("int", "bool"):
         hint = "; remove the quotes" if _looks_like(type_name, value) else ""
     return WrongValue(f"expects {EXPECTED[type_name]}{hint}")

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from tree_sitter import Node
 
 from megatron_operator.translate.programs import SHELLS, program
+from megatron_operator.translate.shell.arithmetic import assigned
+from megatron_operator.translate.shell.filters import formatted
+from megatron_operator.translate.shell.loops import fields
 from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.words import expanded, is_evaluated, source
 
 MAX_FILE_BYTES = 1_000_000
+SCRIPTS = (".sh", ".slurm", ".sbatch", ".bash")
 PROFILES = re.compile(r"(activate|\.bashrc|conda\.sh|\.profile|setvars\.sh)$|^/etc/")
 """Files that set up a machine, and nothing of a training."""
 
 
-def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str]] | None:
-    """(text, arguments) of `bash train.sh a b` or `./train.sh`, where the file is there."""
-    rest = (
-        [word for word in given[1:] if not word.startswith("-")]
-        if program(given[0]) in (*SHELLS, "sbatch")
-        else list(given)
-    )
-    if not rest or not rest[0].endswith((".sh", ".slurm", ".sbatch", ".bash")):
+def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str], list[str]] | None:
+    """(text, arguments, words in front) of `bash train.sh a b`, `sbatch -N 2 train.sh` or `./train.sh`, where the file
+    is there."""
+    starts_others = program(given[0]) in (*SHELLS, "sbatch", "qsub", "bsub")
+    names = range(1, len(given)) if starts_others else range(1)
+    place = next((index for index in names if given[index].endswith(SCRIPTS)), None)
+    if place is None or "-c" in given[:place]:
         return None
-    text = read_file(reader, rest[0])
-    return None if text is None else (text, list(rest[1:]))
+    text = read_file(reader, given[place])
+    return None if text is None else (text, list(given[place + 1 :]), list(given[:place] or given[:1]))
 
 
 def read_file(reader: Reader, name: str) -> str | None:
@@ -62,8 +66,12 @@ def _shift(reader: Reader, node: Node, given: list[str]) -> None:
 
 def _unset(reader: Reader, node: Node, given: list[str]) -> None:
     for name in given[1:]:
-        reader.values.variables[name] = ""
-        reader.values.arrays.pop(name, None)
+        base, _, index = name.removesuffix("]").partition("[")
+        if index:
+            reader.values.arrays.get(base, {}).pop(reader.values.key(base, index), None)
+        else:
+            reader.values.variables[name] = ""
+            reader.values.arrays.pop(name, None)
 
 
 def _default(reader: Reader, node: Node, given: list[str]) -> None:
@@ -75,16 +83,87 @@ def _default(reader: Reader, node: Node, given: list[str]) -> None:
 
 def _print(reader: Reader, node: Node, given: list[str]) -> None:
     if given[1:2] == ["-v"] and len(given) > 3:
-        text = given[3]
-        for value in given[4:]:
-            text = re.sub(r"%[sd]", lambda _, put=value: put, text, count=1)  # type: ignore[misc]
-        reader.values.variables[given[2]] = text
+        text = formatted(given[3], given[4:])
+        reader.values.variables.pop(given[2], None)
+        reader.values.variables |= {} if text is None else {given[2]: text}
 
 
-def _unread(reader: Reader, node: Node, given: list[str]) -> None:
-    names = [word for word in given[1:] if re.fullmatch(r"[A-Za-z_]\w*", word)]
+def _read_words(reader: Reader, node: Node, given: list[str]) -> None:
+    """`read NAME ...`: the first line of the input, with `-d ''` all of it; without an input nothing is known."""
+    names = [word for word in given[1:] if re.fullmatch(r"[A-Za-z_]\w*", word)] or ["REPLY"]
+    text, is_whole = reader.input, "-d" in given
     for name in names:
         reader.values.variables.pop(name, None)
+    if text is None:
+        return
+    line = text.strip() if is_whole else next(iter(text.splitlines()), "")
+    if any(re.fullmatch(r"-[a-z]*a", word) for word in given[1:]):
+        reader.values.arrays[names[0]] = {str(index): word for index, word in enumerate(line.split())}
+    else:
+        reader.values.variables |= {names[-1]: line} if is_whole else fields(line, names)
+
+
+def _read_lines(reader: Reader, node: Node, given: list[str]) -> None:
+    """`mapfile -t NAME`: the lines of the input."""
+    name = given[-1] if given[1:] and re.fullmatch(r"[A-Za-z_]\w*", given[-1]) else "MAPFILE"
+    reader.values.variables.pop(name, None)
+    reader.values.arrays.pop(name, None)
+    if reader.input is not None:
+        reader.values.arrays[name] = {str(index): line for index, line in enumerate(reader.input.splitlines())}
+
+
+def calculate(reader: Reader, text: str) -> None:
+    """`let "N = 3"` and `(( N++ ))`."""
+    found = assigned(text, reader.values.variables)
+    if found is not None:
+        name, value = found
+        reader.values.variables.pop(name, None)
+        reader.values.variables |= {} if value is None else {name: str(value)}
+
+
+def _let(reader: Reader, node: Node, given: list[str]) -> None:
+    for text in given[1:]:
+        calculate(reader, text)
+
+
+def _end(reader: Reader, node: Node, given: list[str]) -> None:
+    if not reader.skips:
+        reader.over = given[0]
+
+
+def repeated(reader: Reader, node: Node, given: list[str]) -> list[list[str]]:
+    """The commands of `xargs`, which appends the words of its input or puts its lines in."""
+    options, command = _of_xargs(given)
+    text = read_file(reader, options["-a"]) if "-a" in options else reader.input
+    if text is None:
+        reader.tell(node, "the words that xargs reads are not known")
+        return [command]
+    replaced = options.get("-I") or ("{}" if "-i" in options else None)
+    try:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        read_words = text.split(options["-d"].replace("\\n", "\n")) if "-d" in options else shlex.split(text)
+    except ValueError:
+        return [command]
+    if replaced:
+        return [[word.replace(replaced, line) for word in command] for line in lines]
+    if "-L" in options:
+        return [[*command, *shlex.split(line)] for line in lines]
+    read_words = [word for word in read_words if word.strip()]
+    size = int(options["-n"]) if options.get("-n", "").isdigit() else len(read_words) or 1
+    return [[*command, *read_words[start : start + size]] for start in range(0, len(read_words) or 1, size)]
+
+
+def _of_xargs(given: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(options with their values, the command)."""
+    options, left = {}, list(given)
+    while left and left[0].startswith("-"):
+        word = left.pop(0)
+        name = word[:2] if not word.startswith("--") else word
+        value = word[2:] if name != word else ""
+        if name in ("-a", "-I", "-n", "-L", "-P", "-d", "-s") and not value and left:
+            value = left.pop(0)
+        options[name] = value
+    return options, left
 
 
 BUILTINS: Mapping[str, Callable[[Reader, Node, list[str]], str | None]] = {
@@ -95,9 +174,11 @@ BUILTINS: Mapping[str, Callable[[Reader, Node, list[str]], str | None]] = {
     "unset": _unset,
     ":": _default,
     "printf": _print,
-    "read": _unread,
-    "mapfile": _unread,
-    "readarray": _unread,
+    "read": _read_words,
+    "mapfile": _read_lines,
+    "readarray": _read_lines,
+    "let": _let,
+    **dict.fromkeys(("exit", "return", "break", "continue"), _end),
     "cd": lambda reader, node, given: None,
     "trap": lambda reader, node, given: None,
 }

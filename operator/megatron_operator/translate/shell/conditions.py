@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tree_sitter import Node
 
+from megatron_operator.translate.shell import arithmetic
 from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.words import Values, is_evaluated, parsed, source, text_of
 
+Known = bool | None
+"""Whether a condition holds; None where only a shell can tell."""
+
 
 def assumed(ends: Sequence[Values]) -> Values:
-    """The values after an undecided condition: those of the last branch, unless only another one can be evaluated."""
+    """The values after an undecided condition: those of the last branch, unless only another one can be evaluated.
+
+    A value that no branch has evaluated is none where a branch leaves it unset: `${NAME:-default}` is the default.
+    """
     last = ends[-1].copy()
     for name, value in ends[-1].variables.items():
         others = [end.variables[name] for end in ends[:-1] if name in end.variables]
         known = next((each for each in reversed(others) if is_evaluated(each)), None)
         if not is_evaluated(value) and known is not None:
             last.variables[name] = known
+        elif not is_evaluated(value) and len(others) < len(ends) - 1:
+            del last.variables[name]
     return last
 
 
@@ -27,37 +37,121 @@ def tell_differences(reader: Reader, node: Node, ends: Sequence[Values]) -> None
     """Reports which variables depend on an undecided condition, and the values taken (in reader.values)."""
     if reader.skips:
         return
-    taken = {**reader.values.variables, **{name: " ".join(each) for name, each in reader.values.arrays.items()}}
+    taken = {
+        **reader.values.variables,
+        **{name: " ".join(each.values()) for name, each in reader.values.arrays.items()},
+    }
     for name, value in taken.items():
-        others = {end.variables.get(name, " ".join(end.arrays.get(name, []))) for end in ends} - {value}
+        others = {end.variables.get(name, " ".join(end.arrays.get(name, {}).values())) for end in ends} - {value}
         if others:
             listed = " or ".join(repr(each) for each in sorted(others) if each) or "unset"
             reader.tell(node, f"{name} depends on a condition: {value!r} is assumed, it may also be {listed}")
 
 
 def decided(reader: Reader, conditions: Sequence[Node]) -> bool | None:
-    """Whether a `[ ... ]` of known values holds. None: only a shell can tell."""
-    if len(conditions) != 1 or conditions[0].type not in ("test_command", "command"):
-        return None
-    text = source(conditions[0]).strip()
-    if text in ("true", "false", ":"):
-        return text != "false"
-    found = re.fullmatch(r"(?:test\s+|\[\[?\s*)(?P<negated>!\s+)?(?P<words>.*?)\s*(?:\]\]?)?", text, re.DOTALL)
-    if found is None or conditions[0].type != "test_command":
-        return None
-    left, comparison, right = _comparison(reader, found["words"])
-    if not comparison or not is_evaluated(left + right):
-        return None
-    holds = {"-n": left != "", "-z": left == "", "=": fnmatch.fnmatchcase(left, right), "!=": left != right}[comparison]
-    return holds != bool(found["negated"])
+    """Whether a condition of known values holds. None: only a shell can tell."""
+    return holds(reader.values, conditions[0]) if len(conditions) == 1 else None
 
 
-def _comparison(reader: Reader, text: str) -> tuple[str, str, str]:
-    """(left, -n | -z | = | !=, right); an empty comparison for anything else."""
-    nodes = [node for command in parsed(f"x {text}\n").named_children for node in command.named_children]
-    given = [text_of(node, reader.values) for node in nodes[1:]]
-    if len(given) == 2 and given[0] in ("-n", "-z"):
-        return given[1], given[0], ""
-    if len(given) == 3 and given[1] in ("=", "==", "!=", "-eq", "-ne"):
-        return given[0], {"==": "=", "-eq": "=", "-ne": "!="}.get(given[1], given[1]), given[2]
-    return "", "", ""
+def holds(values: Values, node: Node) -> bool | None:
+    """Whether `[ ... ]`, `[[ ... ]]`, `(( ... ))`, `true` or a list of them holds; None for what runs a program."""
+    match node.type:
+        case "negated_command":
+            return _not(holds(values, node.named_children[0]))
+        case "list" if len(node.named_children) == 2:
+            left, right = (holds(values, each) for each in node.named_children)
+            return _both(left, right) if any(child.type == "&&" for child in node.children) else _either(left, right)
+        case "compound_statement" if source(node).startswith("(("):
+            number = arithmetic.calculated(source(node)[2:-2], values.variables)
+            return None if number is None else number != 0
+        case "test_command" if source(node).startswith("[["):
+            return _tree(values, node.named_children[0])
+        case "test_command" | "command":
+            given = [text_of(each, values) for each in words_of_test(source(node))]
+            return _of_words(given[1:-1] if given[:1] == ["["] else given)
+    return None
+
+
+def words_of_test(text: str) -> list[Node]:
+    """The words of `[ ... ]` or of a command, as a shell separates them."""
+    command = next((node for node in parsed(f"x {text.strip()}\n").named_children), None)
+    return [] if command is None else command.named_children[1:]
+
+
+def _of_words(given: Sequence[str]) -> bool | None:
+    """A test of the plain `[`, or the commands `true`, `false` and `test`."""
+    if list(given) in (["true"], [":"], ["false"]):
+        return given[0] != "false"
+    words = list(given[1:]) if given[:1] == ["test"] else list(given)
+    for sign, combine in (("-o", _either), ("-a", _both)):
+        if sign in words[1:-1]:
+            index = words.index(sign, 1)
+            return combine(_of_words(words[:index]), _of_words(words[index + 1 :]))
+    if words[:1] == ["!"]:
+        return _not(_of_words(words[1:]))
+    if len(words) == 2:
+        return _unary(*words)
+    return _compared(*words) if len(words) == 3 else None
+
+
+def _tree(values: Values, node: Node) -> bool | None:
+    """A test of `[[ ... ]]`."""
+    parts = node.named_children if node.type == "parenthesized_expression" else [c for c in node.children]
+    match node.type:
+        case "parenthesized_expression":
+            return _tree(values, parts[0])
+        case "unary_expression" if source(parts[0]) == "!":
+            return _not(_tree(values, parts[1]))
+        case "unary_expression":
+            return _unary(source(parts[0]), text_of(parts[1], values))
+        case "binary_expression" if source(parts[1]) in ("&&", "||"):
+            left, right = _tree(values, parts[0]), _tree(values, parts[2])
+            return _both(left, right) if source(parts[1]) == "&&" else _either(left, right)
+        case "binary_expression":
+            return _compared(text_of(parts[0], values), source(parts[1]), text_of(parts[2], values))
+    text = text_of(node, values)
+    return text != "" if is_evaluated(text) else None
+
+
+def _unary(sign: str, text: str) -> bool | None:
+    if sign not in ("-n", "-z") or not is_evaluated(text):
+        return None
+    return (text != "") == (sign == "-n")
+
+
+def _compared(left: str, sign: str, right: str) -> bool | None:
+    if not is_evaluated(left + right):
+        return None
+    if sign in NUMBERS:
+        numbers = [arithmetic.calculated(each, {}) for each in (left, right)]
+        return None if None in numbers else NUMBERS[sign](*numbers)
+    if sign == "=~":
+        try:
+            return bool(re.search(right, left))
+        except re.error:
+            return None
+    if sign in ("=", "==", "!="):
+        return fnmatch.fnmatchcase(left, right) == (sign != "!=")
+    return None
+
+
+def _not(value: Known) -> bool | None:
+    return None if value is None else not value
+
+
+def _both(left: Known, right: Known) -> bool | None:
+    return False if False in (left, right) else None if None in (left, right) else True
+
+
+def _either(left: Known, right: Known) -> bool | None:
+    return True if True in (left, right) else None if None in (left, right) else False
+
+
+NUMBERS: Mapping[str, Callable[..., bool]] = {
+    "-eq": operator.eq,
+    "-ne": operator.ne,
+    "-lt": operator.lt,
+    "-le": operator.le,
+    "-gt": operator.gt,
+    "-ge": operator.ge,
+}

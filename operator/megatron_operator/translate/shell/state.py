@@ -42,7 +42,11 @@ class Script:
 
 @dataclass
 class Reader:
-    """What a script has set, defined and written up to some place; `skips` is on in a branch that is not taken."""
+    """What a script has set, defined and written up to some place.
+
+    input: the text that commands read here, None if it is not known. skips: on in a branch that is not taken. over:
+    "exit", "return", "break" or "continue" after one, until what it ends has ended.
+    """
 
     values: Values
     folder: Path | None
@@ -56,6 +60,8 @@ class Reader:
     exported: set[str] = field(default_factory=set)
     depth: int = 0
     skips: bool = False
+    input: str | None = None
+    over: str = ""
 
     def tell(self, node: Node, text: str) -> None:
         self.remarks[f"line {node.start_point[0] + 1}: {text}"] = None

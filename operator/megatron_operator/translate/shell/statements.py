@@ -7,36 +7,24 @@ the script sources, or writes itself with a here-document, are read. What is not
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tree_sitter import Node
 
 from megatron_operator.translate.programs import ASSIGNMENT, passed_on, program, reads_script, script_in
-from megatron_operator.translate.shell.builtins import BUILTINS, script_file
-from megatron_operator.translate.shell.conditions import assumed, decided, tell_differences
+from megatron_operator.translate.shell import branches, loops
+from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file
 from megatron_operator.translate.shell.state import Reader, Script
-from megatron_operator.translate.shell.words import (
-    MAX_COUNT,
-    Values,
-    expanded,
-    is_evaluated,
-    parsed,
-    source,
-    text_of,
-    words,
-)
+from megatron_operator.translate.shell.words import Values, parsed, source, text_of, words, written_by
 
 OWN_ARGUMENTS = re.compile(r"\$(?:[@*]|\{[@*][^}]*\})")
 EXPORTING = ("export", "declare -x", "typeset -x")
 HEADER = re.compile(r"#(SBATCH|BSUB|PBS|COBALT|\$)\s+(?P<option>.+)")
-COUNTED = re.compile(
-    r"for\s*\(\(\s*(?P<name>\w+)\s*=\s*(?P<first>\d+)\s*;\s*(?P=name)\s*(?P<comparison><=?)\s*(?P<last>\d+)\s*;"
-    r"\s*(?:(?P=name)\+\+|\+\+(?P=name))\s*$"
-)
-VARIABLE = re.compile(r"\$\{\w+\}|\$\w+")
+KEYED = re.compile(r"\[(?P<key>[^\]]+)\]=(?P<value>.*)", re.DOTALL)
 MAX_DEPTH = 8
 
 
@@ -51,6 +39,7 @@ def read(
     folder: where the files lie that it sources or starts. files: others by their paths. environment: of its shell.
     """
     reader = Reader(Values(dict(environment or {})), folder, files=dict(files or {}))
+    reader.values.file = partial(read_file, reader)
     _read(reader, script)
     return Script(
         commands=tuple(reader.found),
@@ -94,7 +83,15 @@ def _statements(reader: Reader, node: Node) -> None:
 
 
 def _statement(reader: Reader, node: Node) -> None:
-    STATEMENTS.get(node.type, _statements)(reader, node)
+    """One statement; behind `exit` and the like it is read as one that is not taken."""
+    read_statement = STATEMENTS.get(node.type, _statements)
+    if not reader.over or reader.skips:
+        return read_statement(reader, node)
+    values, reader.skips = reader.values, True
+    reader.values = values.copy()
+    read_statement(reader, node)
+    reader.values, reader.skips = values, False
+    return None
 
 
 def _comment(reader: Reader, node: Node) -> None:
@@ -117,126 +114,83 @@ def _assign(reader: Reader, node: Node) -> None:
     adds = any(child.type == "+=" for child in node.children)
     values, key = reader.values, source(name)
     if value is not None and value.type == "array":
-        listed = [word for child in value.named_children if child.type != "comment" for word in words(child, values)]
-        values.arrays[key] = [*values.arrays.get(key, []), *listed] if adds else listed
+        listed = _elements(value, key, values)
+        values.arrays[key] = _appended(values.arrays.get(key, {}), listed) if adds else listed
         values.variables.pop(key, None)
         return
     text = "" if value is None else text_of(value, values)
     if name.type == "subscript":
         base, _, index = key.removesuffix("]").partition("[")
-        values.arrays.setdefault(base, []).extend([text] if index.isdigit() else [])
+        array, place = values.arrays.setdefault(base, {}), values.key(base, index)
+        array[place] = array.get(place, "") + text if adds else text
         return
     values.arrays.pop(key, None)
     values.variables[key] = values.variables.get(key, "") + text if adds else text
 
 
+def _elements(node: Node, name: str, values: Values) -> dict[str, str]:
+    """The elements of `(a b)` by their number, of `([key]=value)` by their key."""
+    found: dict[str, str] = {}
+    for child in (each for each in node.named_children if each.type != "comment"):
+        keyed = KEYED.fullmatch(source(child))
+        if keyed is None:
+            found = _appended(found, dict(enumerate(words(child, values))))
+        else:
+            value = parsed(f"x={keyed['value']}\n").named_children[0].child_by_field_name("value")
+            found[values.key(name, keyed["key"])] = "" if value is None else text_of(value, values)
+    return found
+
+
+def _appended(array: Mapping[str, str], others: Mapping[Any, str]) -> dict[str, str]:
+    """The array with others behind its last number; those with keys of their own keep them."""
+    if not all(str(key).isdigit() for key in (*array, *others)):
+        return {**array, **{str(key): value for key, value in others.items()}}
+    start = max(map(int, array), default=-1) + 1
+    return {**array, **{str(start + place): value for place, value in enumerate(others.values())}}
+
+
 def _declare(reader: Reader, node: Node) -> None:
     """`export NAME=value`, `export NAME`, `declare -x NAME=value`, `local NAME=value`."""
+    if re.match(r"(declare|typeset|local)\s+-\w*A", source(node)):
+        reader.values.tables |= {source(c.child_by_field_name("name") or c) for c in node.named_children}
     for child in node.named_children:
         if child.type == "variable_assignment":
             _assign(reader, child)
+        for word in words(child, reader.values) if child.type in ("command_substitution", "concatenation") else ():
+            if (found := ASSIGNMENT.fullmatch(word)) is not None:  # export $(cat .env | xargs)
+                reader.values.variables[found["name"]] = found["value"]
+                reader.exported.add(found["name"])
         named = child.child_by_field_name("name") or child
         if source(node).startswith(EXPORTING) and named.type == "variable_name":
             reader.exported.add(source(named))
 
 
-def _if(reader: Reader, node: Node) -> None:
-    """The branches in their order, up to the one whose condition holds for certain."""
-    branches: list[list[Node]] = [[]]
-    conditions = [[each for each in node.children_by_field_name("condition") if each.is_named]]
-    for child in node.named_children:
-        if child.type == "elif_clause":
-            after = [each.type for each in child.children].index("then")
-            conditions.append([each for each in child.children[:after] if each.is_named])
-            branches.append([each for each in child.children[after:] if each.is_named])
-        elif child.type == "else_clause":
-            conditions.append([])
-            branches.append(child.named_children)
-        elif child not in conditions[0]:
-            branches[0].append(child)
-    holds = [decided(reader, each) if each else True for each in conditions]
-    _branches(reader, node, list(zip(holds, branches, strict=True)))
+def _subshell(reader: Reader, node: Node) -> None:
+    """`( ... )`: what it sets and where it ends is its own."""
+    values, exported, over = reader.values, set(reader.exported), reader.over
+    reader.values = values.copy()
+    _statements(reader, node)
+    reader.values, reader.exported, reader.over = values, exported, over
 
 
-def _case(reader: Reader, node: Node) -> None:
-    """The item whose pattern fits a value that is known."""
-    subject = node.child_by_field_name("value")
-    value = "" if subject is None else " ".join(words(subject, reader.values))
-    branches: list[tuple[bool | None, list[Node]]] = []
-    for item in (child for child in node.named_children if child.type == "case_item"):
-        patterns = item.children_by_field_name("value")
-        fits = any(fnmatch.fnmatchcase(value, text_of(pattern, reader.values)) for pattern in patterns)
-        branches.append((fits if is_evaluated(value) else None, [c for c in item.named_children if c not in patterns]))
-    _branches(reader, node, branches)
+def _group(reader: Reader, node: Node) -> None:
+    """`{ ... }`, or `(( N += 1 ))`."""
+    if source(node).startswith("(("):
+        calculate(reader, source(node)[2:-2])
+    else:
+        _statements(reader, node)
 
 
-def _branches(reader: Reader, node: Node, branches: Sequence[tuple[bool | None, list[Node]]]) -> None:
-    """Reads the branches: True is taken and ends them, None may be taken, False is skipped."""
-    before, ends, is_over = reader.values, [], False
-    if branches and branches[0][0] is not True:
-        ends.append(before)
-    for holds, body in branches:
-        taken = holds is not False and not is_over
-        reader.values, skips = before.copy(), reader.skips
-        reader.skips = skips or not taken
-        for child in body:
-            _statement(reader, child)
-        reader.skips = skips
-        if taken:
-            ends.append(reader.values)
-        is_over = is_over or holds is True
-    reader.values = assumed(ends) if ends else before
-    if not any(holds is True for holds, _ in branches[:1]) and any(holds is None for holds, _ in branches):
-        tell_differences(reader, node, ends)
-
-
-def _list(reader: Reader, node: Node) -> None:
-    """`a && b`, `a || b`: what follows a test may not run."""
-    first, *others = node.named_children
-    _statement(reader, first)
-    operators = [child.type for child in node.children if child.type in ("&&", "||")]
-    if first.type != "test_command" or not others:
-        for each in others:
-            _statement(reader, each)
-        return
-    holds = decided(reader, [first])
-    wanted = None if holds is None else holds == (operators[:1] == ["&&"])
-    _branches(reader, node, [(wanted, others)])
-
-
-def _for(reader: Reader, node: Node) -> None:
-    """The body once for each value."""
-    name, body = node.child_by_field_name("variable"), node.child_by_field_name("body")
-    given = [word for child in node.children_by_field_name("value") for word in words(child, reader.values)]
-    if name is None or body is None:
-        return
-    known = [value for value in given if is_evaluated(value)][:MAX_COUNT]
-    if known != given:
-        reader.tell(node, f"the values of ${source(name)} in this loop are not known: {' '.join(given)[:60]}")
-        reader.values.variables.pop(source(name), None)
-        known = known or [""]
-    for value in known:
-        if value:
-            reader.values.variables[source(name)] = value
-        _statements(reader, body)
-
-
-def _counted(reader: Reader, node: Node) -> None:
-    """`for ((i = 0; i < 3; i++))`."""
-    body = node.child_by_field_name("body")
-    text = VARIABLE.sub(lambda each: expanded(each[0], reader.values), source(node).partition("))")[0])
-    found = COUNTED.match(text)
-    if body is None:
-        return
-    if found is None:
-        reader.tell(node, "a loop that counts is read once, without its number")
-        reader.values.variables.pop(text.partition("((")[2].partition("=")[0].strip(), None)
-        _statements(reader, body)
-        return
-    last = int(found["last"]) + (found["comparison"] == "<=")
-    for value in range(int(found["first"]), last)[:MAX_COUNT]:
-        reader.values.variables[found["name"]] = str(value)
-        _statements(reader, body)
+def _pipeline(reader: Reader, node: Node) -> None:
+    """`cat list.txt | while read ...`: what simple programs write is read by the command behind them."""
+    outer, text = reader.input, None
+    for stage in node.named_children:
+        written = written_by(stage, reader.values, text)
+        if written is None:
+            reader.input = text
+            _statement(reader, stage)
+        text = written
+    reader.input = outer
 
 
 def _redirected(reader: Reader, node: Node) -> None:
@@ -244,6 +198,7 @@ def _redirected(reader: Reader, node: Node) -> None:
     body, *others = node.named_children
     extra = [word for each in others if each.type == "file_redirect" for word in _after_target(reader, each)]
     document = next((each for each in others if each.type in ("heredoc_redirect", "herestring_redirect")), None)
+    outer, reader.input = reader.input, _input(reader, others, document)
     if body.type != "command":
         _statement(reader, body)
     elif document is None:
@@ -259,6 +214,23 @@ def _redirected(reader: Reader, node: Node) -> None:
         for child in document.named_children:
             if child.type in STATEMENTS or child.type in ("pipeline", "command"):
                 _statement(reader, child)
+    reader.input = outer
+
+
+def _input(reader: Reader, redirects: Sequence[Node], document: Node | None) -> str | None:
+    """The text of `< file`, `< <(cat file)`, `<<EOF` or `<<<`; without one what the statement around reads."""
+    if document is not None:
+        return _document(reader, document)
+    for each in redirects:
+        target = each.child_by_field_name("destination")
+        if source(each).lstrip("0").startswith("<") and target is not None:
+            inner = target.named_children if target.type == "process_substitution" else ()
+            return (
+                written_by(inner[0], reader.values, None)
+                if inner
+                else read_file(reader, text_of(target, reader.values))
+            )
+    return reader.input
 
 
 def _after_target(reader: Reader, redirect: Node) -> list[str]:
@@ -282,10 +254,13 @@ def _documented(reader: Reader, node: Node, text: str, targets: Sequence[str]) -
     name = program(given[0]) if given else ""
     if given and reads_script(given):
         _nested(reader, text, given, {**own, **passed_on(given)})
-    elif name == "read":
-        reader.values.variables[given[-1]] = text.strip()
+    elif name in ("read", "mapfile", "readarray", "xargs"):
+        outer, reader.input = reader.input, text
+        _run(reader, node, own, given)
+        reader.input = outer
     elif name in ("cat", "tee") and (targets or given[1:]):
-        reader.files[targets[0] if targets else given[-1]] = text
+        for written in (*targets, *(given[1:] if name == "tee" else ())):
+            reader.files[written] = text
     else:
         _run(reader, node, own, given)
 
@@ -326,24 +301,35 @@ def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -
     if not given:
         reader.values.variables |= own
         return
-    while given and ASSIGNMENT.fullmatch(given[0]):  # of an evaluated word, as in `$ENV megatron sft`
-        name, _, value = given.pop(0).partition("=")
-        own = {**own, name: value}
+    own, given = _with_assigned(own, given)
     if not given:
         return
     builtin = BUILTINS.get(given[0])
-    if given[0] in reader.functions:
+    if given[0] == "xargs" and given[1:]:
+        for each in repeated(reader, node, given[1:]):
+            _run(reader, node, own, each)
+    elif given[0] in reader.functions:
         _call(reader, reader.functions[given[0]], given[1:])
     elif builtin is not None:
         script = builtin(reader, node, given)
         if script is not None:
             _read(reader, script)
+            reader.over = "" if reader.over == "return" else reader.over
     elif (file := script_file(reader, given)) is not None:
-        _nested(reader, file[0], given[:1], own, file[1])
+        _nested(reader, file[0], file[2], own, file[1])
     else:
         before, inner = script_in(given)
         if not inner or not _nested(reader, inner, before or given[:1], {**own, **passed_on(before)}):
             reader.add(own, given)
+
+
+def _with_assigned(own: Mapping[str, str], given: Sequence[str]) -> tuple[Mapping[str, str], list[str]]:
+    """(variables, words) with the assignments of evaluated words in front, as in `$ENV megatron sft`."""
+    words_left = list(given)
+    while words_left and ASSIGNMENT.fullmatch(words_left[0]):
+        name, _, value = words_left.pop(0).partition("=")
+        own = {**own, name: value}
+    return own, words_left
 
 
 def _call(reader: Reader, function: Node, given: list[str]) -> None:
@@ -355,6 +341,7 @@ def _call(reader: Reader, function: Node, given: list[str]) -> None:
     reader.depth += 1
     _statement(reader, body)
     reader.depth -= 1
+    reader.over = "" if reader.over == "return" else reader.over
     reader.values.arguments = outer
 
 
@@ -372,6 +359,7 @@ def _nested(
     )
     inner.values.variables |= own
     inner.values.arguments = arguments if arguments is not None else inner.values.arguments
+    inner.values.file, inner.input = partial(read_file, inner), reader.input
     inner.behind, inner.exported = (*reader.behind, *before), {*reader.exported, *own}
     _read(inner, script)
     reader.found += inner.found
@@ -388,11 +376,15 @@ STATEMENTS: Mapping[str, Callable[[Reader, Node], None]] = {
     "function_definition": _define,
     "variable_assignment": _assign,
     "declaration_command": _declare,
-    "if_statement": _if,
-    "case_statement": _case,
-    "list": _list,
-    "for_statement": _for,
-    "c_style_for_statement": _counted,
+    "if_statement": lambda reader, node: branches.if_(reader, node, _statement),
+    "case_statement": lambda reader, node: branches.case(reader, node, _statement),
+    "list": lambda reader, node: branches.list_(reader, node, _statement),
+    "for_statement": lambda reader, node: loops.for_(reader, node, _statement),
+    "c_style_for_statement": lambda reader, node: loops.counted(reader, node, _statement),
+    "while_statement": lambda reader, node: loops.while_(reader, node, _statement),
+    "subshell": _subshell,
+    "compound_statement": _group,
+    "pipeline": _pipeline,
     "redirected_statement": _redirected,
     "command": _command,
     "test_command": lambda reader, node: None,

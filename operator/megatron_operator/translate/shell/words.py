@@ -6,34 +6,30 @@ it is written, so that it is seen later.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
-import operator
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
+
+from megatron_operator.translate.shell import arithmetic, filters
 
 _PARSER = Parser(Language(tree_sitter_bash.language()))
 EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
 QUOTED = ("string", "raw_string", "ansi_c_string", "translated_string")
 NAME = re.compile(
-    r"\$\{(?P<size>#)?(?P<name>\w+|[@*#?!])(?:\[(?P<index>[^\]]*)\])?(?P<rest>.*)\}|\$(?P<bare>\w+|[@*#?!$])", re.DOTALL
+    r"\$\{(?P<mark>[#!](?=\w))?(?P<name>\w+|[@*#?!])(?:\[(?P<index>[^\]]*)\])?(?P<rest>.*)\}"
+    r"|\$(?P<bare>\w+|[@*#?!$])",
+    re.DOTALL,
 )
-PARTS = re.compile(r"(?:\$\([^()]*\)|`[^`]*`|\$\{[^{}]*\}|\S)+")
+PARTS = re.compile(r"(?:\$\((?:[^()]|\([^()]*\))*\)|`[^`]*`|\$\{[^{}]*\}|\S)+")
 """The words of an unquoted value; what is left to a shell stays one."""
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+RANGE = re.compile(r"(?P<before>[^{}]*)\{(?P<first>-?\d{1,4})\.\.(?P<last>-?\d{1,4})\}(?P<after>[^{}]*)")
 BRACES = re.compile(r"(?P<before>[^{}]*)\{(?P<inner>[^{}\s]*,[^{}\s]*)\}(?P<after>.*)")
-INTEGERS: dict[type, Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.floordiv,
-    ast.Mod: operator.mod,
-}
-MAX_COUNT = 64
 
 
 def parsed(script: str) -> Node:
@@ -48,18 +44,34 @@ def source(node: Node) -> str:
 
 @dataclass
 class Values:
-    """What is known at a place of a script. arguments: $1, $2 ...; None where whoever calls it decides."""
+    """What is known at a place of a script. arguments: $1, $2 ...; None where whoever calls it decides.
+
+    arrays: their values by index or, for those of `declare -A` (tables), by key. used: names of the variables whose
+    values stand in words. file: the text of a file that is known, else None.
+    """
 
     variables: dict[str, str] = field(default_factory=dict)
-    arrays: dict[str, list[str]] = field(default_factory=dict)
+    arrays: dict[str, dict[str, str]] = field(default_factory=dict)
     arguments: list[str] | None = None
+    tables: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
-    """Names of the variables whose values stand in words."""
+    file: Callable[[str], str | None] = lambda name: None
 
     def copy(self) -> Values:
         """The same, to be changed apart."""
-        arrays = {name: list(each) for name, each in self.arrays.items()}
-        return Values(dict(self.variables), arrays, self.arguments, self.used)
+        arrays = {name: dict(each) for name, each in self.arrays.items()}
+        return replace(self, variables=dict(self.variables), arrays=arrays, tables=set(self.tables))
+
+    def listed(self, name: str) -> list[str] | None:
+        """The values of an array in their order."""
+        array = self.arrays.get(name)
+        return None if array is None else [array[key] for key in _keys(array)]
+
+    def key(self, name: str, index: str) -> str:
+        """The key that an index such as `1`, `$i` or `i + 1` of the array means."""
+        text = spread(index.strip("\"'"), self)
+        number = None if name in self.tables else arithmetic.calculated(text, self.variables)
+        return text if number is None else str(number)
 
 
 @dataclass
@@ -100,7 +112,8 @@ def words(node: Node, values: Values) -> list[str]:
         listed = _list(part, values)
         if listed is not None:
             word.end()
-            word.words += listed
+            is_split = part.type not in QUOTED
+            word.words += [each for text in listed for each in (PARTS.findall(text) if is_split else [text])]
         elif part.type in QUOTED:
             word.add(text_of(part, values))
         elif part.type in EXPANDED:
@@ -135,7 +148,8 @@ def text_of(node: Node, values: Values) -> str:
 def expanded(text: str, values: Values) -> str:
     """The value of `$NAME`, `${NAME...}`, `$((...))` or of a simple `$(...)`; the text itself where none is known."""
     if text.startswith("$(("):
-        return _calculated(text, values)
+        number = arithmetic.calculated(text[3:-2], values.variables)
+        return text if number is None else str(number)
     if text.startswith(("$(", "`", "<(", ">(")):
         return _substituted(text, values)
     found = NAME.fullmatch(text)
@@ -143,14 +157,24 @@ def expanded(text: str, values: Values) -> str:
         return text
     name = found["name"] or found["bare"]
     value = _value(name, found["index"], values)
-    if found["size"]:
-        return text if value is None else str(len(values.arrays.get(name, value)))
+    if found["mark"] == "#":
+        whole = values.arrays.get(name) if found["index"] in ("@", "*") else None
+        return text if value is None else str(len(value if whole is None else whole))
+    if found["mark"] == "!":
+        if found["index"] in ("@", "*"):
+            return " ".join(_keys(values.arrays.get(name, {})))
+        value = None if value is None else _value(value, None, values)
     done = _modified(found["rest"] or "", value, values)
     return text if done is None else done
 
 
 def braced(text: str) -> list[str]:
-    """The words of `a{b,c}`; a pattern of files stays one."""
+    """The words of `a{b,c}` and `{1..3}`; a pattern of files stays one."""
+    if (found := RANGE.fullmatch(text)) is not None:
+        first, last = int(found["first"]), int(found["last"])
+        counted = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        width = len(found["first"]) if found["first"].startswith("0") and found["first"] != "0" else 0
+        return [f"{found['before']}{number:0{width}d}{found['after']}" for number in counted]
     found = BRACES.fullmatch(text)
     if found is None or text.startswith("{") and text.endswith("}") and ":" in text:
         return [text]
@@ -178,30 +202,42 @@ def _unescaped(text: str) -> str:
 def _spliced(node: Node, values: Values, before: int, after: int) -> str:
     """The text between the node's quotes with its expansions replaced; literal pieces are no nodes of their own."""
     raw, position, pieces = node.text or b"", before, []
+    literal = partial(_of_document, values=values) if node.type == "heredoc_body" else _literal
     for child in node.named_children:
         if child.type in EXPANDED:
-            start = child.start_byte - node.start_byte
+            written = source(child).lstrip()  # the parser counts a blank in front of `${NAME}` to it
+            start = child.end_byte - node.start_byte - len(written.encode())
             listed = _list(child, values)
             pieces += [
-                _literal(raw[position:start]),
-                expanded(source(child), values) if listed is None else " ".join(listed),
+                literal(raw[position:start]),
+                expanded(written, values) if listed is None else " ".join(listed),
             ]
             position = child.end_byte - node.start_byte
-    return "".join([*pieces, _literal(raw[position : len(raw) - after])])
+    return "".join([*pieces, literal(raw[position : len(raw) - after])])
 
 
 def _literal(raw: bytes) -> str:
     return re.sub(r"\\([\"\\$`\n])", lambda found: found[1].strip("\n"), raw.decode())
 
 
+def _of_document(raw: bytes, values: Values) -> str:
+    """Text of a here-document, where the parser leaves `$1` in it."""
+    text = raw.decode()
+    if values.arguments is not None:
+        text = re.sub(r"(?<!\\)\$[1-9@*]", lambda found: expanded(found[0], values), text)
+    return _literal(text.encode())
+
+
 def _list(node: Node, values: Values) -> list[str] | None:
     """The words that `${NAME[@]}`, `$@` or `"${@:3}"` stand for, None for anything else or what is not known."""
-    found = NAME.fullmatch(source(node).strip('"'))
-    if found is None or found["size"]:
+    found = NAME.fullmatch(source(node).strip('" '))
+    if found is None or found["mark"] == "#":
         return None
     name, index, rest = found["name"] or found["bare"], found["index"], found["rest"] or ""
     is_own = name in ("@", "*")
-    listed = values.arguments if is_own else values.arrays.get(name) if index in ("@", "*") else None
+    listed = values.arguments if is_own else values.listed(name) if index in ("@", "*") else None
+    if found["mark"]:
+        return _keys(values.arrays[name]) if listed is not None and not is_own else None
     if listed is None or not rest:
         return listed
     part = re.fullmatch(r":\s*(\d+)(?::(\d+))?", rest)
@@ -209,6 +245,15 @@ def _list(node: Node, values: Values) -> list[str] | None:
         return None
     first = int(part[1]) - is_own
     return listed[first:][: int(part[2])] if part[2] else listed[first:]
+
+
+def spread(text: str, values: Values) -> str:
+    """The text with the values of its variables."""
+    return re.sub(r"\$\{[^{}]*\}|\$\w+", lambda found: expanded(found[0], values), text)
+
+
+def _keys(array: Mapping[str, str]) -> list[str]:
+    return sorted(array, key=int) if all(key.isdigit() for key in array) else list(array)
 
 
 def _value(name: str, index: str | None, values: Values) -> str | None:
@@ -222,11 +267,10 @@ def _value(name: str, index: str | None, values: Values) -> str | None:
     if name in ("@", "*"):
         return None if values.arguments is None else " ".join(values.arguments)
     if name in values.arrays:
-        listed = values.arrays[name]
         if index in ("@", "*"):
-            return " ".join(listed)
-        number = int(index) if index and index.isdigit() else 0
-        return listed[number] if number < len(listed) else ""
+            return " ".join(values.listed(name) or ())
+        key = values.key(name, index or "0")
+        return values.arrays[name].get(key, "") if is_evaluated(key) else None
     return values.variables.get(name)
 
 
@@ -284,55 +328,37 @@ def _inner(operand: str, values: Values) -> str:
     return text_of(strings[0], values) if strings else inner
 
 
-def _calculated(text: str, values: Values) -> str:
-    """The number of `$((8 * N))` of whole numbers."""
-    names = re.sub(r"\$?\{?\b([A-Za-z_]\w*)\b\}?", lambda found: values.variables.get(found[1], found[0]), text[3:-2])
-    try:
-        return str(_integer(ast.parse(names.strip(), mode="eval").body))
-    except (SyntaxError, ValueError, ZeroDivisionError):
-        return text
-
-
-def _integer(node: ast.AST) -> int:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
-        return node.value
-    if isinstance(node, ast.BinOp) and type(node.op) in INTEGERS:
-        return INTEGERS[type(node.op)](_integer(node.left), _integer(node.right))
-    raise ValueError(node)
-
-
 def _substituted(text: str, values: Values) -> str:
-    """What `$(echo ...)`, `$(seq 3)`, `$(basename X)` or `$(dirname X)` writes; others stay as they are."""
-    inner = text[2:-1] if text.startswith("$(") else text[1:-1]
-    commands = [node for node in parsed(inner).named_children if node.type == "command"]
-    if len(commands) != 1 or source(commands[0]).strip() != inner.strip():
+    """What `$(echo ...)`, `$(cat file)` or `$(seq 3 | head -n 1)` writes; others stay as they are."""
+    inner = parsed(text[2:-1] if text.startswith("$(") else text[1:-1])
+    statements = inner.named_children
+    if text.startswith(("<(", ">(")) or len(statements) != 1:
         return text
-    name, *given = [
+    written: str | None = None
+    for stage in statements[0].named_children if statements[0].type == "pipeline" else statements:
+        written = written_by(stage, values, written)
+        if written is None:
+            return text
+    return (written or "").rstrip("\n")
+
+
+def written_by(node: Node, values: Values, text: str | None) -> str | None:
+    """What a command of `filters` writes for this input; None for any other, and where a word is not known."""
+    redirect = next((each for each in (node, *node.named_children) if each.type == "file_redirect"), None)
+    target = None if redirect is None else redirect.child_by_field_name("destination") or redirect.named_children[-1]
+    if redirect is not None and target is not None:
+        if not source(redirect).startswith("<"):
+            return None
+        text = values.file(text_of(target, values))
+    if node.type in ("file_redirect", "redirected_statement") and node.named_children[0].type != "command":
+        return text
+    command = node.named_children[0] if node.type == "redirected_statement" else node
+    if command.type != "command":
+        return None
+    given = [
         word
-        for child in commands[0].named_children
+        for child in command.named_children
+        if child.type != "file_redirect"
         for word in words(child.named_children[0] if child.type == "command_name" else child, values)
     ]
-    written = COMMANDS[name](given) if name in COMMANDS and all(map(is_evaluated, given)) else None
-    return text if written is None else written
-
-
-def _sequence(given: list[str]) -> str | None:
-    if not 1 <= len(given) <= 3 or not all(re.fullmatch(r"-?\d+", each) for each in given):
-        return None
-    first, step, last = {1: (1, 1, int(given[-1]))}.get(len(given)) or (
-        int(given[0]),
-        int(given[1]) if len(given) == 3 else 1,
-        int(given[-1]),
-    )
-    counted = range(first, last + (1 if step > 0 else -1), step) if step else range(0)
-    return " ".join(map(str, counted)) if len(counted) <= MAX_COUNT else None
-
-
-COMMANDS: dict[str, Callable[[list[str]], str | None]] = {
-    "echo": lambda given: " ".join(word for word in given if word not in ("-n", "-e")),
-    "seq": _sequence,
-    "basename": lambda given: (
-        given[0].rstrip("/").rpartition("/")[2].removesuffix(given[1] if given[1:] else "") if given else None
-    ),
-    "dirname": lambda given: (given[0].rstrip("/").rpartition("/")[0] or ".") if given else None,
-}
+    return filters.output(given, text, values.file) if all(map(is_evaluated, given)) else None

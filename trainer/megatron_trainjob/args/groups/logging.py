@@ -72,11 +72,6 @@ class Logging:
         (),
         "Further places to report to; TensorBoard files, logging.jsonl and report.html are always written.",
         status="works",
-        refused_choices={
-            "swanlab": (
-                "its client is not in the trainer image; use wandb, or give swanlab convert the TensorBoard files"
-            )
-        },
     )
     wandb_project: str = arg(
         "",
@@ -91,5 +86,15 @@ class Logging:
     wandb_save_dir: str = arg(
         "",
         "Folder for Weights & Biases files; empty: {save}/wandb.",
+        status="works",
+    )
+    swanlab_project: str = arg(
+        "",
+        "SwanLab project for report_to: [swanlab]; empty: megatron-train-operator.",
+        status="works",
+    )
+    swanlab_exp_name: str = arg(
+        "",
+        "SwanLab experiment name; empty: the name of the folder in save. Its files are in {save}/swanlab.",
         status="works",
     )

@@ -1,0 +1,149 @@
+"""What simple programs write to their output: echo, printf, seq, expr, cat, head, tail, grep, xargs. Runs nothing.
+
+Each takes its words and the text on its input (None: not known) and returns its output, or None where only a machine
+can tell.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
+from megatron_operator.translate.shell.arithmetic import calculated
+
+MAX_COUNT = 64
+Files = Callable[[str], str | None]
+Filter = Callable[[Sequence[str], str | None, Files], str | None]
+
+
+def output(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """What the command writes, without running it."""
+    write = FILTERS.get(given[0].rpartition("/")[2]) if given else None
+    return None if write is None else write(given[1:], text, files)
+
+
+def formatted(pattern: str, values: Sequence[str]) -> str | None:
+    """The text of `printf PATTERN values`, the pattern repeated until all values are used."""
+    parts = re.findall(r"%%|%[-+ 0#]*\d*(?:\.\d+)?[a-zA-Z]|\\.|[^%\\]+|.", pattern, re.DOTALL)
+    escapes = {"\\n": "\n", "\\t": "\t", "\\\\": "\\", "%%": "%"}
+    left, written = list(values), ""
+    try:
+        while True:
+            before = len(left)
+            for part in parts:
+                if part.startswith("%") and part != "%%":
+                    value = left.pop(0) if left else ""
+                    written += part % (
+                        int(value or 0) if part[-1] in "di" else float(value or 0) if part[-1] in "feg" else value
+                    )
+                else:
+                    written += escapes.get(part, part)
+            if not left or len(left) == before:
+                return written
+    except (ValueError, TypeError):
+        return None
+
+
+def _echo(given: Sequence[str], text: str | None, files: Files) -> str:
+    options = [word for word in given[:2] if re.fullmatch(r"-[neE]+", word)]
+    written = " ".join(given[len(options) :])
+    return written.replace("\\n", "\n").replace("\\t", "\t") if any("e" in each for each in options) else written + "\n"
+
+
+def _printf(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    words = given[1:] if given[:1] == ["--"] else given
+    return formatted(words[0], words[1:]) if words else None
+
+
+def _seq(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    if not 1 <= len(given) <= 3 or not all(re.fullmatch(r"-?\d+", each) for each in given):
+        return None
+    numbers = [int(each) for each in given]
+    first, last = numbers[0] if given[1:] else 1, numbers[-1]
+    step = numbers[1] if given[2:] else 1
+    counted = range(first, last + (1 if step > 0 else -1), step) if step else range(0)
+    return "\n".join(map(str, counted)) + "\n" if len(counted) <= MAX_COUNT else None
+
+
+def _cat(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    names = [word for word in given if not word.startswith("-")]
+    read = [files(name) for name in names] if names else [text]
+    known = [each for each in read if each is not None]
+    return "".join(known) if len(known) == len(read) else None
+
+
+def _head(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    count, names = _count(given)
+    lines = _lines(_cat(names, text, files))
+    return None if lines is None or not count.isdigit() else "".join(lines[: int(count)])
+
+
+def _tail(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    count, names = _count(given)
+    lines = _lines(_cat(names, text, files))
+    if lines is None or not re.fullmatch(r"\+?\d+", count):
+        return None
+    return "".join(lines[int(count) - 1 :] if count.startswith("+") else lines[-int(count) :])
+
+
+def _count(given: Sequence[str]) -> tuple[str, list[str]]:
+    """(the number of lines, the files) of `-n 3 file`, `-n3 file` or `-3 file`."""
+    words = list(given)
+    if words[:1] == ["-n"] and words[1:]:
+        return words[1], words[2:]
+    found = re.fullmatch(r"-n?(\+?\d+)", words[0]) if words else None
+    return (found[1], words[1:]) if found else ("10", words)
+
+
+def _grep(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """Lines that fit, or with -v those that do not; only patterns that mean the same to Python."""
+    options = [word for word in given if word.startswith("-")]
+    words = [word for word in given if not word.startswith("-")]
+    if not words or set("".join(options)) - set("-vE") or not re.fullmatch(r"\^?[\w #=./,:-]*(\\?\$)?", words[0]):
+        return None
+    lines = _lines(_cat(words[1:], text, files))
+    is_kept = [bool(re.search(words[0], line.rstrip("\n"))) != ("-v" in options) for line in lines or ()]
+    return None if lines is None else "".join(line for line, kept in zip(lines, is_kept, strict=True) if kept)
+
+
+def _xargs(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """Without a command: the words of the input in one line."""
+    try:
+        return None if given or text is None else " ".join(shlex.split(text)) + "\n"
+    except ValueError:
+        return None
+
+
+def _expr(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    number = calculated(" ".join(given), {})
+    return None if number is None else f"{number}\n"
+
+
+def _lines(text: str | None) -> list[str] | None:
+    return None if text is None else text.splitlines(keepends=True)
+
+
+def _basename(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    if not given:
+        return None
+    return given[0].rstrip("/").rpartition("/")[2].removesuffix(given[1] if given[1:] else "")
+
+
+def _dirname(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    return (given[0].rstrip("/").rpartition("/")[0] or ".") if given else None
+
+
+FILTERS: Mapping[str, Filter] = {
+    "echo": _echo,
+    "printf": _printf,
+    "seq": _seq,
+    "cat": _cat,
+    "head": _head,
+    "tail": _tail,
+    "grep": _grep,
+    "xargs": _xargs,
+    "expr": _expr,
+    "basename": _basename,
+    "dirname": _dirname,
+}
