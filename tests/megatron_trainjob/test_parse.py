@@ -56,7 +56,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
     )
     assert isinstance(parsed, Refused)
     assert parsed.violations == (
-        Violation(path="spec.args.dataset", value="d", message="expects a list of texts such as [a, b]"),
+        Violation(path="spec.args.dataset", value="d", message="expects a list of texts such as [a, b]; write [d]"),
         Violation(path="spec.args.micro_batch_size", value=0, message="must be at least 1"),
         Violation(path="spec.args.lrr", value=1e-5, message="unknown argument; did you mean lr?"),
         Violation(

@@ -38,7 +38,7 @@ WRONG = {
     "text for a list": (
         {"dataset": "train.jsonl"},
         "sft",
-        ["dataset: expects a list of texts such as [a, b] (got 'train.jsonl')"],
+        ["dataset: expects a list of texts such as [a, b]; write [train.jsonl] (got 'train.jsonl')"],
     ),
     "yes for true": ({"packing": "yes"}, "sft", ["packing: expects true or false (got 'yes')"]),
     "wrong choice": (
@@ -81,8 +81,9 @@ WRONG = {
         {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 3},
         "sft",
         [
-            "tensor_model_parallel_size: tensor * pipeline * context parallel size = 2 * 3 * 1 = 6 ranks hold one"
-            " copy of the model, and 8 ranks are not divisible by that; use 6 or 12 ranks or other sizes (got 2)"
+            "tensor_model_parallel_size: times pipeline_model_parallel_size and context_parallel_size is 2 * 3 * 1 = 6"
+            " ranks for one copy of the model, and 8 ranks are not divisible by that; use 6 or 12 ranks or other sizes"
+            " (got 2)"
         ],
     ),
     "batch does not divide": (
@@ -97,8 +98,9 @@ WRONG = {
         {"tensor_model_parallel_size": 16, "global_batch_size": 16},
         "sft",
         [
-            "tensor_model_parallel_size: tensor * pipeline * context parallel size = 16 * 1 * 1 = 16 ranks hold one"
-            " copy of the model, and 8 ranks are not divisible by that; use 16 ranks or other sizes (got 16)",
+            "tensor_model_parallel_size: times pipeline_model_parallel_size and context_parallel_size is 16 * 1 * 1 ="
+            " 16 ranks for one copy of the model, and 8 ranks are not divisible by that; use 16 ranks or other sizes"
+            " (got 16)",
             "tensor_model_parallel_size: does not divide the 8 attention heads of the model;"
             " use a divisor of 8 (got 16)",
         ],

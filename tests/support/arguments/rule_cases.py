@@ -1126,12 +1126,12 @@ CASES = [
         bad={"gradient_checkpointing_kwargs": {"use_reentrant": True}, "vit_gradient_checkpointing": False},
     ),
     Case(
-        rule="a_rate_needs_its_part_trained",
+        rule="a_rate_of_the_tower_needs_it_trained",
         good={"vit_lr": 1e-6, "freeze_vit": False, "aligner_lr": 1e-6, "freeze_aligner": False},
         bad={"vit_lr": 1e-6, "aligner_lr": 1e-6, "freeze_aligner": False},
     ),
     Case(
-        rule="a_rate_needs_its_part_trained",
+        rule="a_rate_of_the_aligner_needs_it_trained",
         good={"vit_lr": 1e-6, "train_type": "lora_llm"},
         bad={"aligner_lr": 1e-6, "train_type": "lora"},
     ),

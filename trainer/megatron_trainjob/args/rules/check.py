@@ -75,17 +75,19 @@ def check(
     config = None if hf_config is None else families.flat(hf_config)
     facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=config)
     found = tuple(
-        Violation(
-            path=f"{path}.{rule.about[0]}",
-            value=getattr(args, rule.about[0]),
-            message=message,
-            severity=rule.severity,
-        )
+        Violation(path=f"{path}.{name}", value=getattr(args, name), message=message, severity=rule.severity)
         for rule in _applicable(task, knows_world_size=world_size is not None, knows_model=config is not None)
         if broken.isdisjoint(rule.about)
         if (message := rule.broken(facts))
+        for name in (_reported(rule, given),)
     )
     return (*found, *_about_the_model(facts, path, {problem.path for problem in errors(found)}))
+
+
+def _reported(rule: Rule, given: frozenset[str]) -> str:
+    """The argument that a violation names: the first that the rule is about, for a warning of those that are given."""
+    named = (name for name in rule.about if name in given or rule.severity == "error")
+    return next(named, rule.about[0])
 
 
 def _about_the_model(facts: Facts, path: str, blamed: set[str]) -> Iterator[Violation]:

@@ -18,8 +18,8 @@ def the_ranks_divide_into_copies_of_the_model(facts: Facts) -> str:
         return ""
     sizes = f"{args.tensor_model_parallel_size} * {args.pipeline_model_parallel_size} * {args.context_parallel_size}"
     return (
-        f"tensor * pipeline * context parallel size = {sizes} = {ranks} ranks hold one copy of the model, and "
-        f"{facts.ranks} ranks are not divisible by that; use {_multiples(facts.ranks, ranks)} ranks or "
+        f"times pipeline_model_parallel_size and context_parallel_size is {sizes} = {ranks} ranks for one copy of the "
+        f"model, and {facts.ranks} ranks are not divisible by that; use {_multiples(facts.ranks, ranks)} ranks or "
         f"other sizes"
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from megatron_trainjob import families
+from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.rules.condition import above, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_without
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
-from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.args.tree import ARGUMENTS
 
 CHECKPOINT_KEYWORDS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 """Of torch.utils.checkpoint, with plain values."""
@@ -72,31 +73,16 @@ def the_tower_trains_beside_adapters(facts: Facts) -> str:
     return f"trains all three parts, which {' and '.join(frozen)}: true contradicts; remove it" if frozen else ""
 
 
-@rule(
-    *(
-        "vit_lr",
-        "aligner_lr",
-        "freeze_vit",
-        "freeze_aligner",
-        "train_type",
-        "modules_to_save",
-        "task_type",
-        "rlhf_type",
-    ),
-    severity="warning",
-)
-def a_rate_needs_its_part_trained(facts: Facts) -> str:
+def _rate_of_a_trained_part(name: str, rate: str, frozen: str) -> Rule:
     """A frozen part has no parameter to which its rate would apply."""
-    args = facts.args
-    if TOWER in modules_to_save(args):
-        return ""
-    parts = (("vit_lr", "freeze_vit"), ("aligner_lr", "freeze_aligner"))
-    idle = [f"{rate} has no effect with {frozen}: true" for rate, frozen in parts if _is_idle(args, rate, frozen)]
-    return "; ".join(idle)
 
+    def broken(facts: Facts) -> str:
+        args = facts.args
+        is_idle = getattr(args, rate) is not None and bool(getattr(args, frozen)) and TOWER not in modules_to_save(args)
+        return f"has no effect with {frozen}: true" if is_idle else ""
 
-def _is_idle(args: TrainArgs, rate: str, frozen: str) -> bool:
-    return getattr(args, rate) is not None and bool(getattr(args, frozen))
+    about = (rate, frozen, "train_type", "modules_to_save", "task_type", "rlhf_type")
+    return Rule(name=name, about=about, broken=broken, tasks=TRAINING, severity="warning")
 
 
 @rule("vit_lr", "aligner_lr", "min_lr")
@@ -139,7 +125,8 @@ RULES = (
     keywords_of_recomputation_are_known,
     adapters_beside_a_tower_need_one,
     the_tower_trains_beside_adapters,
-    a_rate_needs_its_part_trained,
+    _rate_of_a_trained_part("a_rate_of_the_tower_needs_it_trained", "vit_lr", "freeze_vit"),
+    _rate_of_a_trained_part("a_rate_of_the_aligner_needs_it_trained", "aligner_lr", "freeze_aligner"),
     idle_without(
         "keywords_of_recomputation_need_it",
         is_set("gradient_checkpointing_kwargs"),
