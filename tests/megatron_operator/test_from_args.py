@@ -332,7 +332,7 @@ def test_what_starts_no_training_is_refused(capsys, source):
         ("N=1; b $N ${M:-2} ${N}x", [("b", "1", "2", "1x")]),
         ("a d#5 # comment\nb", [("a", "d#5"), ("b",)]),
         ('W="x y"; a $W "$W"', [("a", "x", "y", "x y")]),
-        ("L=(p 'q r'); a ${L[@]} \"${L[@]}\"", [("a", "p", "q r", "p", "q r")]),
+        ("L=(p 'q r'); a ${L[@]} \"${L[@]}\"", [("a", "p", "q", "r", "p", "q r")]),
         ("a $(hostname) `id`", [("a", "$(hostname)", "`id`")]),
         ("a >x 2>&1 && b", [("a",), ("b",)]),
         ("a '' b", [("a", "", "b")]),

@@ -29,8 +29,8 @@ def refused(argument: str, value: object, message: str) -> InvalidInput:
 
 def without_key(argument: str, value: object, prefix: str, said: Exception) -> InvalidInput:
     """The error about a client that has no key for its server."""
-    told = str(said).strip().splitlines()[0] if str(said).strip() else type(said).__name__
-    message = f"cannot start: {told}; set {prefix}_API_KEY from a Secret (spec.env), or {prefix}_MODE to offline"
+    reason = str(said).strip().splitlines()[0] if str(said).strip() else type(said).__name__
+    message = f"cannot start: {reason}; set {prefix}_API_KEY from a Secret (spec.env), or {prefix}_MODE to offline"
     return refused(argument, value, message)
 
 
