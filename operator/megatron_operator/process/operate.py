@@ -113,12 +113,6 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
     cache = Cache(client, extent, listeners)
     recorder = Recorder(client, instance=settings.pod_name)
     controller = Controller(client=client, recorder=recorder, cache=cache, jobs=jobs, metrics=metrics)
-    candidate = leader.Candidate(
-        namespace=settings.pod_namespace,
-        lease_name=settings.lease_name,
-        identity=progress_wiring.identity(settings),
-        duration_s=settings.lease_duration_s,
-    )
     return Operator(
         settings=settings,
         connection=connection,
@@ -128,8 +122,18 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
         jobs=jobs,
         cache=cache,
         controller=controller,
-        candidate=candidate,
+        candidate=_candidate(settings),
         kopf_ready=Flag(),
+    )
+
+
+def _candidate(settings: Settings) -> leader.Candidate:
+    """This process in the election of a leader."""
+    return leader.Candidate(
+        namespace=settings.pod_namespace,
+        lease_name=settings.lease_name,
+        identity=progress_wiring.identity(settings),
+        duration_s=settings.lease_duration_s,
     )
 
 

@@ -38,29 +38,37 @@ def status() -> Schema:
             "failedNodes": _failed_nodes(),
             "waiting": _waiting(),
             "progress": _progress(),
-            "checkpoint": record(
-                "The newest checkpoint.",
-                {
-                    "latestIteration": _count("Its iteration."),
-                    "path": text("Its directory inside the pods.", max_length=4096),
-                    "time": _time("When it was first seen."),
-                },
-            ),
-            "resolved": record(
-                "Values derived from the spec.",
-                {
-                    "worldSize": _count("Ranks."),
-                    "dataParallelSize": _count("Data-parallel size."),
-                    "microBatches": _count("Micro-batches of a rank per step."),
-                    "nprocPerNode": _count("Processes per pod."),
-                },
-            ),
+            "checkpoint": _checkpoint(),
+            "resolved": _resolved(),
             "warnings": array("Allowed but rarely intended parts of the spec.", text("A warning.", max_length=1024)),
             "gang": record(
                 "The gang scheduler's object.",
                 {"kind": text("Its kind."), "name": text("Its name."), "phase": text("Its phase.")},
             ),
             "selector": text("Label selector of the current pods.", max_length=1024),
+        },
+    )
+
+
+def _checkpoint() -> Schema:
+    return record(
+        "The newest checkpoint.",
+        {
+            "latestIteration": _count("Its iteration."),
+            "path": text("Its directory inside the pods.", max_length=4096),
+            "time": _time("When it was first seen."),
+        },
+    )
+
+
+def _resolved() -> Schema:
+    return record(
+        "Values derived from the spec.",
+        {
+            "worldSize": _count("Ranks."),
+            "dataParallelSize": _count("Data-parallel size."),
+            "microBatches": _count("Micro-batches of a rank per step."),
+            "nprocPerNode": _count("Processes per pod."),
         },
     )
 

@@ -5,6 +5,7 @@ It has one job, and no queue, node or service: all pods start at once and rendez
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import weakref
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.cluster.local import line as local_line
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local import pod as local_pod
 from megatron_operator.cluster.local.paths import Folders
@@ -26,7 +26,8 @@ from megatron_operator.core.desired import service
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Gang, Seen, observe
 from megatron_operator.core.plan import Plan
-from megatron_trainjob import environment
+from megatron_trainjob import environment, input_file, launcher
+from megatron_trainjob.launcher import Directive
 
 Object = Mapping[str, Any]
 LOOPBACK = "127.0.0.1"
@@ -126,7 +127,7 @@ class LocalCluster:
     def _hear(self) -> Mapping[str, HeardReport]:
         """What the launchers of the running pods last said."""
         running = {name: pod for name, pod in self._pods.items() if not pod.is_finished}
-        self._heard = {name: heard for name, pod in running.items() if (heard := local_line.read(pod.folder))}
+        self._heard = {name: heard for name, pod in running.items() if (heard := _report_in(pod.folder))}
         return {name: heard for name, (heard, _) in self._heard.items()}
 
     def _answer(self, job: Job, now: float) -> None:
@@ -136,7 +137,7 @@ class LocalCluster:
             interval_s = min(LAUNCHER_INTERVAL_S, attempts.interval_s(heard.report, 1, 1))
             directive = place and attempts.directive(self._status, place, heard.report, now, interval_s)
             if directive and number != answered:
-                local_line.answer(self._pods[name].folder, directive, number)
+                _write_answer(self._pods[name].folder, directive, number)
                 self._answered[name] = number
 
     def _with_group(self, seen: Seen, job: Job) -> Seen:
@@ -150,7 +151,7 @@ class LocalCluster:
         name = raw["metadata"]["name"]
         folder = self._state.pod(name)
         folder.mkdir(parents=True, exist_ok=True)
-        local_line.clear(folder)
+        _forget_launcher(folder)
         spec = raw["spec"]
         paths = Folders(
             volumes=self._state.volumes.absolute(),
@@ -239,6 +240,30 @@ def hold_port() -> socket.socket:
 def memory_folder(state: State, uid: str) -> Path:
     """Where the nodes of a job keep checkpoints in memory; on the disk where the system has no such file system."""
     return SHARED_MEMORY / f"mtj-{uid}" if SHARED_MEMORY.is_dir() else state.directory.absolute() / "memory"
+
+
+def _report_in(folder: Path) -> tuple[HeardReport, int] | None:
+    """The last report of the launcher of this pod's folder and its number, None when there is none to be read."""
+    path = folder / launcher.REPORT_FILE
+    try:
+        body, at = input_file.read_json(path), path.stat().st_mtime
+        return HeardReport(report=launcher.read_report(body), at=at), int(body["number"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _forget_launcher(folder: Path) -> None:
+    """Removes what an earlier pod of this name has left: its report would speak for the new one."""
+    for name in (launcher.REPORT_FILE, launcher.DIRECTIVE_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_answer(folder: Path, directive: Directive, number: int) -> None:
+    """Answers the launcher's report with this number."""
+    path = folder / launcher.DIRECTIVE_FILE
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps({**directive.to_fields(), "number": number}))
+    aside.replace(path)
 
 
 def _node_rank(spec: Object) -> int:
