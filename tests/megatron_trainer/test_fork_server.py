@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,13 @@ def test_a_forked_rank_has_its_environment_and_its_code_comes_back(starter):
     codes = [start([f"sys.exit(int(os.environ['RANK']) + {base})"], {"RANK": "2"}) for base in (5, 6)]
     assert [end_of(rank) for rank in codes] == [7, 8]
     assert end_of(start(["sys.exit('HOME' in os.environ)"], {"RANK": "0"})) == 0
+
+
+def test_a_process_out_of_memory_is_a_rank_rather_than_the_one_that_forks_them(starter, tmp_path):
+    program = f"open({str(tmp_path / 'score')!r}, 'w').write(open('/proc/self/oom_score_adj').read())"
+    assert end_of(starter()().start([program], dict(os.environ))) == 0
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert own < int((tmp_path / "score").read_text()) <= 1000
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

@@ -10,6 +10,7 @@ The two speak JSON lines over a socket pair. Launcher: {"argv", "variables"}. Se
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_trainer import environment
@@ -47,6 +49,10 @@ ALSO_IMPORTED = (
 HANDED_ON = (signal.SIGINT, signal.SIGTERM)
 """The launcher sends these to the ranks. Here they are held back, also from a rank until it can hear them."""
 TRIAL_S = 30.0
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+RANKS_SCORE, MOST_SCORE = 200, 1000
+"""A cgroup out of memory loses a rank, by a fifth of its limit, before the process that forks ranks: it has as many
+pages at first, its end is that of all ranks of the node, and those after it have to import again."""
 GPU_IS_LOST = 3
 
 
@@ -183,6 +189,8 @@ def _become_a_rank(variables: Mapping[str, str], parent: int, descriptors: tuple
     for descriptor in descriptors:
         os.close(descriptor)
     environment.become(variables)
+    with contextlib.suppress(OSError):  # not every sandbox has it
+        OOM_SCORE.write_text(str(min(MOST_SCORE, int(OOM_SCORE.read_text()) + RANKS_SCORE)))
     atexit.register(gc.unfreeze)  # or objects that live to the end are reported as leaked
     sys.modules["numpy"].random.seed()  # as a process of its own has it; Python's own does so by itself
 
