@@ -24,8 +24,12 @@ TOLERANCE = 1e-4
 ROUNDING = 1e-5
 """Logits of a router differ by some 6e-6 between merged weights and adapters; experts this close may be exchanged."""
 
-MERGED = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), TOLERANCE)
-"""Keys of delta nets are normalized, which magnifies the rounding of small ones."""
+MERGED = dict.fromkeys(
+    ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "gemma4_text", "gemma4_unified_text"), TOLERANCE
+)
+"""Keys of delta nets are normalized, which magnifies the rounding of small ones; scores of Gemma-4 are not divided by the
+root of the head's width (1.6e-5 measured).
+"""
 
 STACKED = {"gpt_oss", "llama4_text", "qwen3_5_moe_text", "gemma4_text"}
 """Experts in one tensor, whose adapters peft computes itself."""
