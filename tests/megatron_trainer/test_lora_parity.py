@@ -27,8 +27,8 @@ ROUNDING = 1e-5
 MERGED = dict.fromkeys(
     ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "gemma4_text", "gemma4_unified_text"), TOLERANCE
 )
-"""Keys of delta nets are normalized, which magnifies the rounding of small ones; scores of Gemma-4 are not divided by the
-root of the head's width (1.6e-5 measured).
+"""Keys of delta nets are normalized, which magnifies the rounding of small ones; Gemma-4's scores are not divided by
+the root of the head's width (1.6e-5 measured).
 """
 
 STACKED = {"gpt_oss", "llama4_text", "qwen3_5_moe_text", "gemma4_text"}
