@@ -60,7 +60,7 @@ def same(one: Path, other: Path, name: str) -> None:
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["reward model", "embedding"]))
 def test_a_checkpoint_gives_the_model_that_its_run_exported(trained, kind, tmp_path):
     run = trained(kind, to_hf=True)
     done = export(to_hf=True, mcore_model=run, output_dir=tmp_path / "hf")

@@ -11,7 +11,7 @@ from tests.support.data import hostile_files
 
 @pytest.mark.parametrize(
     ("cases", "seed"),
-    [pytest.param(60, 0, id="60"), pytest.param(2000, 1, marks=pytest.mark.slow, id="2000")],
+    [pytest.param(30, 0, id="30"), pytest.param(2000, 1, marks=pytest.mark.slow, id="2000")],
 )
 def test_hostile_files_of_every_kind_end_with_a_reason(tmp_path, cases, seed):
     command = [sys.executable, hostile_files.__file__, str(tmp_path), str(cases), str(seed)]
