@@ -162,6 +162,22 @@ def test_images_and_videos_keep_their_order_in_the_text(folder):
     assert text_of(found, images).count("</img>\n") == 6
 
 
+def test_a_cut_before_the_end_of_a_video_leaves_no_number_of_a_frame_and_takes_no_image(folder):
+    for query in ("<image>Then <video>What?", "<image>Then\n<video>What?"):
+        row = {"query": query, "response": "Yes.", "images": ["a.png"], "videos": ["clip"]}
+        found, images = encoded(folder, row)
+        ids, media = found.input_ids[0], found.media[0]
+        end = int(np.flatnonzero(ids == images.tokens.image)[27]) + 2  # seven tiles of four tokens, and the end
+        last = int(
+            np.flatnonzero(ids == images.tokens.video if images.tokens.video >= 0 else ids == images.tokens.image)[-1]
+        )
+        for stop in range(end + 2, len(ids)):
+            kept, inside = images.tokens.whole(ids, media, slice(stop))
+            shown = vision.tokenizer(KIND).decode(ids[kept])
+            assert len(inside) == 1 + ("Frame5" in shown), stop
+            assert ("Frame1" in shown) == ("Frame5" in shown) == (stop >= last + 2), (stop, shown[-80:])
+
+
 def test_boxes_are_written_in_the_tokens_of_the_model(folder):
     row = {"query": "<image>Where is <ref-object>?", "response": "<bbox>", "images": ["a.png"]}
     found, images = encoded(folder, {**row, "objects": {"ref": ["it"], "bbox": [[10, 8, 40, 24]]}})

@@ -20,7 +20,7 @@ from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
 from megatron_trainer.data.vision.places import placed
 from megatron_trainer.data.vision.rows import MARK, Found, Media
 from megatron_trainer.data.vision.settings import VisionSettings
-from megatron_trainer.data.vision.tokens import Shifted, VisionTokens
+from megatron_trainer.data.vision.tokens import Shifted, VisionTokens, number_of_frame
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import families, input_file
 from megatron_trainjob.args import pixels
@@ -228,6 +228,8 @@ def _tokens_of_tiles(tokenizer: PreTrainedTokenizerBase, tower: Vision) -> Visio
     """The tokens around a tile are those that the tokenizer names, as transformers' processor reads them."""
     known = tokenizer.get_vocab()
     start, end = (getattr(tokenizer, f"{name}_image_token", text) for name, text in _AROUND.items())
+    number = number_of_frame(1)
+    leads = [tokenizer.encode(text, add_special_tokens=False) for text in (f" {number}", number)]
     return VisionTokens(
         image=tower.image_token,
         video=tower.video_token,
@@ -235,6 +237,7 @@ def _tokens_of_tiles(tokenizer: PreTrainedTokenizerBase, tower: Vision) -> Visio
         end=known.get(end, -1),
         merge=tower.merge_size,
         separates_frames=True,
+        leads=tuple(sorted((tuple(lead) for lead in leads), key=len, reverse=True)),
     )
 
 

@@ -53,18 +53,25 @@ def _shown(medium: Medium, settings: VisionSettings) -> str:
     start, end = settings.start_token, settings.end_token
     if medium.is_video and settings.numbers_frames:
         frames = range(1, medium.grid[0] + 1)
-        return "\n".join(f"Frame{each}: {start}{settings.video_token}{end}" for each in frames) + settings.behind
+        shown = (f"{number_of_frame(each)}{start}{settings.video_token}{end}" for each in frames)
+        return "\n".join(shown) + settings.behind
     inside = settings.video_token if medium.is_video else settings.image_token
     if medium.is_video and settings.separates_frames:
         inside = "".join(f"<{time:.1f} seconds>{start}{inside}{end}" for time in medium.times)
     return f"{start}{inside}{end}{settings.behind}"
 
 
+def number_of_frame(number: int) -> str:
+    """The text in front of a frame that has a number."""
+    return f"Frame{number}: "
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionTokens:
     """Ids of the tokens of images; start, end: those around them, -1 for none. merge: sides of merged patches.
 
-    separates_frames: each step of a video stands alone between texts.
+    separates_frames: each step of a video stands alone between texts. leads: what may stand before the first of them
+    where they have numbers, the longest first.
     """
 
     image: int
@@ -73,6 +80,7 @@ class VisionTokens:
     end: int
     merge: int
     separates_frames: bool = False
+    leads: tuple[tuple[int, ...], ...] = ()
 
     def expanded(self, ids: Ids, weights: Weights, media: Sequence[Medium]) -> tuple[Ids, Weights]:
         """The tokens with one for each merged patch, without loss.
@@ -119,7 +127,9 @@ class VisionTokens:
                 firsts.append(position + int(np.argmax(ids[position:] == token)))
                 position = firsts[-1] + count
             first, last = self._around(ids, firsts[0], position)
-            if medium.is_video and self.separates_frames:
+            if medium.is_video and self.leads:
+                first -= self._len_of_lead(ids, first)
+            elif medium.is_video and self.separates_frames:
                 first, last = self._around(ids, self._before_time(ids, first), last)
             spans.append((first, last))
         return spans
@@ -129,6 +139,11 @@ class VisionTokens:
         has_start = first > 0 and ids[first - 1] == self.start
         has_end = last < len(ids) and ids[last] == self.end
         return first - has_start, last + has_end
+
+    def _len_of_lead(self, ids: Ids, first: int) -> int:
+        """The number of tokens of the text that numbers the first frame."""
+        sizes = (len(lead) for lead in self.leads if tuple(ids[max(first - len(lead), 0) : first].tolist()) == lead)
+        return next(sizes, 0)
 
     def _before_time(self, ids: Ids, first: int) -> int:
         """The first token of the time that stands before a video's first step."""
