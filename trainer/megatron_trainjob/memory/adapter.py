@@ -47,8 +47,7 @@ def _attention_matrices(shape: Model) -> dict[str, tuple[int, int]]:
     hidden, heads = shape.hidden_size, shape.num_heads
     output = (heads * shape.v_head_size, hidden)
     if shape.kv_lora_rank == 0:
-        rows = shape.query_rows + shape.key_value_rows
-        return {"linear_qk" if shape.keys_as_values else "linear_qkv": (hidden, rows), "linear_proj": output}
+        return {"linear_qkv": (hidden, shape.query_rows + shape.key_value_rows), "linear_proj": output}
     queries = heads * shape.qk_head_size
     up = heads * (shape.qk_head_size - shape.qk_rope_size + shape.v_head_size)
     matrices = {
