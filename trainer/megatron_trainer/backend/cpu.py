@@ -43,10 +43,11 @@ class CpuBackend:
         _hide_gpu_libraries()
         # megatron-core compiles its small fused functions at the first step: 20 s without any benefit on a CPU.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from megatron_trainer.backend import cpu_collectives, cpu_device, cpu_redirect
+        from megatron_trainer.backend import cpu_collectives, cpu_device, cpu_products, cpu_redirect
 
         cpu_device.install()
         cpu_redirect.install()
+        cpu_products.install()
         cpu_collectives.install()
         # These import megatron-core, which imports several names from torch.cuda.
         from megatron_trainer.megatron.patches import on_cpu, optimizer_shards, optimizer_state, quiet, recomputed_bias
