@@ -99,6 +99,7 @@ OWN_DEFAULTS = {
     "rope_theta",
     "partial_rotary_factor",
     "head_dim",
+    "global_head_dim",
     "num_nextn_predict_layers",
 }
 """Keys whose default transformers derives from others, or from what it knows under another name."""

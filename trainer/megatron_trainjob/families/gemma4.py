@@ -137,9 +137,11 @@ def _refuse_parts(config: Config) -> Iterator[Violation]:
             "without them, whose file says 0"
         )
         yield refused("num_kv_shared_layers", shared, message)
-    if config["use_bidirectional_attention"] == "all":
+    if (later := config["use_bidirectional_attention"]) == "all":
         message = "lets every token attend to later ones, which next-token training does not support; set it to null"
-        yield refused("use_bidirectional_attention", "all", message)
+        yield refused("use_bidirectional_attention", later, message)
+    elif later not in (None, "vision"):
+        yield refused("use_bidirectional_attention", later, 'must be null or "vision"')
     if config["attention_bias"] and config["attention_k_eq_v"]:
         message = "biases of keys that are values too are not trained here; set it to false"
         yield refused("attention_bias", True, message)
@@ -194,7 +196,7 @@ _KEYS: Mapping[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
     "attention_bias": False,
-    "attention_dropout": Optional(0.0),
+    "attention_dropout": 0.0,
     "sliding_window": 512,
     "layer_types": Optional(),
     "final_logit_softcapping": Optional(),
