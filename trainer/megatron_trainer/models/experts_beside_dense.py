@@ -9,6 +9,7 @@ megatron-core's shared experts take the place of the dense block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from megatron_trainer.megatron.marks import sum_over_sequence
@@ -44,6 +46,16 @@ class NormedDense(SharedExpertMLP):  # type: ignore[misc]  # megatron-core has n
         """The block's output, normalized."""
         normed: Tensor = self.output_norm(super().forward(self.input_norm(hidden_states)))
         return normed
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Sequence[Any] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """For checkpoints of any layout: megatron-core takes the norms of a block for those of this rank alone."""
+        found: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for name in ("input_norm", "output_norm"):
+            norm = getattr(self, name)
+            found |= sharded_state_dict_default(norm, f"{prefix}{name}.", sharded_offsets, metadata, self.tp_group)
+        return found
 
 
 class ScaledRouter(TopKRouter):  # type: ignore[misc]  # megatron-core has no types
