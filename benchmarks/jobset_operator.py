@@ -6,7 +6,6 @@ Its webhooks are not registered, which spares it their calls: jobs are written w
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 from local_cluster import control_plane
 from local_cluster.control_plane import ControlPlane, end_with_parent, free_port
-from local_cluster.control_plane_binaries import Programs, cache_folder, get, go_toolchain, run_go
+from local_cluster.control_plane_binaries import Programs, cache_folder, copy_of_module, get, go_toolchain, run_go
 from local_cluster.wait import is_ready, wait_until
 from tests.support.operator.job_client import CRDS
 
@@ -51,9 +50,7 @@ def build(work: Path) -> bool:
     with go_toolchain(work) as go:
         if not go:
             return False
-        source = work / "source"
-        downloaded = json.loads(run_go(go, work, "mod", "download", "-json", f"{MODULE}@{VERSION}"))
-        subprocess.run(["cp", "-r", "--no-preserve=mode", downloaded["Dir"], source], check=True)
+        source = copy_of_module(go, work, MODULE, VERSION)
         for name, package in ((PROGRAM, "."), (AGENT, f"./cmd/{AGENT}")):
             run_go(go, source, "build", "-ldflags", "-s -w", "-o", str(work / name), package)
         (source / "config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml").rename(work / CRD)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from local_cluster.control_plane import (
 from local_cluster.control_plane_binaries import (
     Programs,
     cache_folder,
+    copy_of_module,
     get,
     go_toolchain,
     run_go,
@@ -67,9 +67,7 @@ def build(work: Path) -> bool:
     with go_toolchain(work) as go:
         if not go:
             return False
-        downloaded = json.loads(run_go(go, work, "mod", "download", "-json", f"{MODULE}@{VERSION}"))
-        source = work / "source"
-        subprocess.run(["cp", "-r", "--no-preserve=mode", downloaded["Dir"], source], check=True)
+        source = copy_of_module(go, work, MODULE, VERSION)
         tune(source / "cmd" / "training-operator.v1" / "main.go")
         run_go(go, source, "build", "-o", str(work / PROGRAM), "./cmd/training-operator.v1")
         (source / "manifests" / "base").rename(work / MANIFESTS)

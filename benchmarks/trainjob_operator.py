@@ -6,7 +6,6 @@ Its validating webhook is on; the kubelet that mounts its certificate is simulat
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ import pytorchjob_operator
 
 from local_cluster import control_plane
 from local_cluster.control_plane import ControlPlane, end_with_parent, free_port
-from local_cluster.control_plane_binaries import Programs, cache_folder, get, go_toolchain, run_go
+from local_cluster.control_plane_binaries import Programs, cache_folder, copy_of_module, get, go_toolchain, run_go
 from local_cluster.wait import is_ready, wait_until
 from tests.support.operator.job_client import CRDS
 
@@ -50,9 +49,7 @@ def build(work: Path) -> bool:
     with go_toolchain(work) as go:
         if not go:
             return False
-        source = work / "source"
-        downloaded = json.loads(run_go(go, work, "mod", "download", "-json", f"{MODULE}@{VERSION}"))
-        subprocess.run(["cp", "-r", "--no-preserve=mode", downloaded["Dir"], source], check=True)
+        source = copy_of_module(go, work, MODULE, VERSION)
         run_go(go, source, "build", "-ldflags", "-s -w", "-o", str(work / PROGRAM), f"./cmd/{PROGRAM}")
         (source / "manifests" / "base").rename(work / MANIFESTS)
     return True

@@ -209,6 +209,14 @@ def build_program(go: str, work: Path, name: str, package: str, version: str, fl
     run_go(go, module, "build", "-trimpath", "-ldflags", flags, "-o", f"{work}/{name}", package)
 
 
+def copy_of_module(go: str, work: Path, module: str, version: str) -> Path:
+    """A copy of the module's published source, in `work`, that may be changed and built."""
+    downloaded = json.loads(run_go(go, work, "mod", "download", "-json", f"{module}@{version}"))
+    source = work / "source"
+    subprocess.run(["cp", "-r", "--no-preserve=mode", downloaded["Dir"], source], check=True)
+    return source
+
+
 def build_kubernetes(go: str, work: Path, version: str, programs: tuple[str, ...]) -> None:
     """Puts these programs of Kubernetes into `work`.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.bounded import TooMuch, bounded
 from megatron_trainer.data.conversation.conserve import lost, prints_python
-from megatron_trainer.data.conversation.form import Form, Habits, Turns, forms_for, joined, turns_of
+from megatron_trainer.data.conversation.form import Form, Habits, Turns, forms_for, messages_of, turns_of
 from megatron_trainer.data.conversation.locate import Locator, Marks, common_prefix, stand_in
 from megatron_trainer.data.conversation.rendering import Rendering, Tools, Turn
 from megatron_trainer.data.conversation.stop import Stops, added_tokens, any_of, declared_stops
@@ -142,11 +142,7 @@ class ChatTemplate:
         return best
 
     def _render(self, given: Sequence[Message], tools: Tools, trained: Container[int] | None, form: Form) -> Rendering:
-        messages, origins = joined(given) if form.joins else (list(given), list(range(len(given))))
-        if form.opens or all(message.role == "assistant" for message in messages):
-            place = int(messages[0].role == "system")
-            messages.insert(place, Message(role="user", content=""))
-            origins.insert(place, -1)
+        messages, origins = messages_of(given, form)
         is_trained = [
             message.role == "assistant" and (trained is None or origin in trained)
             for message, origin in zip(messages, origins, strict=True)

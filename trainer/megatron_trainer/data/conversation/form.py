@@ -55,6 +55,19 @@ def forms_for(messages: Sequence[Message]) -> Iterator[Form]:
         )
 
 
+def messages_of(given: Sequence[Message], form: Form) -> tuple[list[Message], list[int]]:
+    """The messages as the template takes them, and for each which of those given it is, or -1.
+
+    Consecutive ones are joined, and an empty question opens the conversation, where the form says so.
+    """
+    messages, origins = joined(given) if form.joins else (list(given), list(range(len(given))))
+    if form.opens or all(message.role == "assistant" for message in messages):
+        place = int(messages[0].role == "system")
+        messages.insert(place, Message(role="user", content=""))
+        origins.insert(place, -1)
+    return messages, origins
+
+
 def joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
     """The messages with consecutive ones of a role joined, and for each the last message that it contains."""
     result: list[Message] = []
