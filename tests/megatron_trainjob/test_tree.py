@@ -80,6 +80,8 @@ FURTHER_ARGUMENTS = (
         "save_total_limit",
         "split_turns",
         "stop_words",
+        "swanlab_exp_name",
+        "swanlab_project",
         "virtual_pipeline_model_parallel_size",
     }
 )

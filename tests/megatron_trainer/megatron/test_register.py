@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import megatron_trainer
-from megatron_trainer.megatron.register import CHANGES, Change, digest, problem, table
+from megatron_trainer.megatron.changes import CHANGES, Change
+from megatron_trainer.megatron.register import digest, problem, table
 
 SOURCES = sorted(Path(megatron_trainer.__file__).parent.rglob("*.py"))
 CASES = [(change, symbol) for change in CHANGES for symbol in change.rests_on]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from megatron_trainer.megatron.register import CHANGES, problem, table
+from megatron_trainer.megatron.changes import CHANGES
+from megatron_trainer.megatron.register import problem, table
 
 PAGE = Path("docs/moving-megatron-core.md")
 BEGIN, END = "<!-- register: generated, do not edit -->\n", "<!-- end of register -->\n"
