@@ -22,6 +22,7 @@ from megatron_operator.translate.arguments import VERSIONS, Version, of_variable
 from megatron_operator.translate.launch import Launch
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.shell import statements
+from megatron_operator.translate.shell.literal import kept, kept_value, plain, plain_value
 from megatron_operator.translate.write import Written
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.cli import written_values
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     for found in source.launches:
         written, problems = translated(source, found, version=arguments.from_version, name=arguments.name)
         if problems:
-            show_violations(arguments.source, problems)
+            show_violations(arguments.source, [_shown(each) for each in problems])
             return INVALID
         _tell(source.name, written.notes)
         texts.append(written.text)
@@ -108,7 +109,7 @@ def read(text: str, task: Task | None = None) -> Source:
 
 def _tell(name: str, remarks: Iterable[str]) -> None:
     for each in remarks:
-        print(f"{name or 'command'}: {each}", file=sys.stderr)
+        print(f"{name or 'command'}: {plain(each)}", file=sys.stderr)
 
 
 def _of_script(
@@ -168,12 +169,21 @@ def _values(source: Source, words: Sequence[str], task: Task) -> tuple[dict[str,
     with tempfile.TemporaryDirectory() as folder:
         placed = list(words)
         for index, name in enumerate(words[1:], 1):
-            if words[index - 1] == "--config" and name in source.files:
+            text = _file_text(source, plain(name)) if words[index - 1] == "--config" else None
+            if text is not None:
                 placed[index] = str(Path(folder, "config.yaml"))
-                Path(placed[index]).write_text(source.files[name])
-            elif words[index - 1] == "--config" and source.folder and (source.folder / name).exists():
-                placed[index] = str(source.folder / name)
+                Path(placed[index]).write_text(kept(text))
         return written_values(placed, task)
+
+
+def _file_text(source: Source, name: str) -> str | None:
+    """The text of a file that the script writes itself or that lies beside it."""
+    if name in source.files or source.folder is None:
+        return source.files.get(name)
+    try:
+        return (source.folder / name).read_text()
+    except (OSError, ValueError):
+        return None
 
 
 def _read_yaml(path: Path, task: Task | None) -> Source:
@@ -188,7 +198,7 @@ def _read_yaml(path: Path, task: Task | None) -> Source:
     if len(documents) != 1 or any("kind" in each for each in documents):
         found = ", ".join(str(each["kind"]) for each in documents if "kind" in each) or f"{len(documents)} documents"
         return Source(name=path.name, launches=(), remarks=(f"{found}: {KINDS_READ}",))
-    values = cast(Mapping[str, Any], documents[0])
+    values = cast(Mapping[str, Any], kept_value(documents[0]))
     found_task = task or _task_of(values)
     return Source(name=path.name, launches=(Launch(task=found_task, words=(), source=str(path)),), values=values)
 
@@ -215,6 +225,10 @@ def _title(arguments: tuple[Any, ...]) -> str:
 def _refuse(source: str, message: str) -> int:
     show_violations(source if len(source) < names.MAX_JOB_NAME_LENGTH else "from-args", (_violation(message),))
     return INVALID
+
+
+def _shown(problem: Violation) -> Violation:
+    return replace(problem, value=plain_value(problem.value), message=plain(problem.message))
 
 
 def _violation(message: str) -> Violation:

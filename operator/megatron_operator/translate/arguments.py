@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_operator.translate.shell.literal import plain, plain_value
 from megatron_operator.translate.shell.words import is_evaluated
 from megatron_trainjob.args.availability import objection
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
 from megatron_trainjob.args.pixels import VARIABLES, number_of
+from megatron_trainjob.args.rules.data import PLACES
 from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
 from megatron_trainjob.args.value import WrongValue, read_value
 
@@ -43,6 +45,7 @@ EXPERT_DEFAULTS: dict[Version, dict[str, object]] = {
 NOT_CARRIED = "NOT CARRIED OVER"
 FILL_IN = "FILL IN"
 SHELL_ALONE = "contains a variable or command that only a running shell can evaluate; write its value"
+AS_IT_IS = "between such quotes nothing replaces what begins with $, and no path does; write its value"
 SECRETS = "is a secret: pass HF_TOKEN to the pods from a Secret (spec.envFrom)"
 
 
@@ -123,6 +126,14 @@ def told_version(
 
 
 def _carried(name: str, value: object, task: Task) -> Carried:
+    """The argument, its text as the program receives it."""
+    carried = _of_shell(name, value, task)
+    read = plain_value(carried.value)
+    is_path = carried.name in PLACES and not carried.remark.startswith(NOT_CARRIED) and read != carried.value
+    return replace(carried, value=read, remark=f"{NOT_CARRIED}: {AS_IT_IS}" if is_path else plain(carried.remark))
+
+
+def _of_shell(name: str, value: object, task: Task) -> Carried:
     alias = find_alias(name, task)
     argument = ARGUMENTS.get(alias.canonical if alias else name)
     if argument is None:

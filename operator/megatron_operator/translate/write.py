@@ -17,6 +17,7 @@ from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried,
 from megatron_operator.translate.launch import DEVICES, Launch, unread_sizes
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
+from megatron_operator.translate.shell.literal import plain
 from megatron_trainjob.args.pixels import VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
@@ -139,7 +140,8 @@ def _environment(variables: Mapping[str, str], own: Iterable[Mapping[str, Any]])
     """(spec.env, spec.network.ncclEnv); a secret becomes a reference to a Secret, whatever its value was."""
     env = [dict(entry) for entry in own if entry.get("name") not in RESERVED]
     network: dict[str, str] = {}
-    for name, value in variables.items():
+    for name, given in variables.items():
+        value = plain(given)
         if name.startswith(NETWORK_VARIABLES):
             network[name] = value
         elif SECRET.search(name) and name.startswith(CARRIED_VARIABLES):
@@ -221,11 +223,11 @@ def _is_known(name: str) -> bool:
 
 
 def _without_secrets(text: str) -> str:
-    return re.sub(rf"(\w*(?:{SECRET.pattern})\w*[= ])\S+", r"\1(hidden)", text)
+    return re.sub(rf"(\w*(?:{SECRET.pattern})\w*[= ])\S+", r"\1(hidden)", plain(text))
 
 
 def _left_out(entries: Iterable[tuple[str, object, str]]) -> list[str]:
-    return [f"Left out: {name}: {value} ({reason})." for name, value, reason in entries]
+    return [plain(f"Left out: {name}: {value} ({reason}).") for name, value, reason in entries]
 
 
 def _comment(lines: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from tree_sitter import Node
 from megatron_operator.translate.programs import ASSIGNMENT, passed_on, program, reads_script, script_in
 from megatron_operator.translate.shell import branches, loops
 from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file
+from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.state import Reader, Script
 from megatron_operator.translate.shell.words import Values, parsed, source, text_of, words, written_by
 
@@ -61,6 +62,7 @@ def _read(reader: Reader, script: str) -> None:
         reader.remarks["scripts within scripts are not followed any deeper"] = None
         return
     reader.depth += 1
+    script = plain(script)
     root = parsed(script if script.endswith("\n") else script + "\n")
     for each in (found for found in _broken(root) if source(found).strip()):
         reader.tell(each, f"not understood as a script: {source(each).strip()[:80]!r}")
@@ -187,7 +189,7 @@ def _pipeline(reader: Reader, node: Node) -> None:
     for stage in node.named_children:
         written = written_by(stage, reader.values, text)
         if written is None:
-            reader.input = text
+            reader.input = None if text is None else kept(text)
             _statement(reader, stage)
         text = written
     reader.input = outer
@@ -225,11 +227,12 @@ def _input(reader: Reader, redirects: Sequence[Node], document: Node | None) -> 
         target = each.child_by_field_name("destination")
         if source(each).lstrip("0").startswith("<") and target is not None:
             inner = target.named_children if target.type == "process_substitution" else ()
-            return (
+            text = (
                 written_by(inner[0], reader.values, None)
                 if inner
-                else read_file(reader, text_of(target, reader.values))
+                else read_file(reader, plain(text_of(target, reader.values)))
             )
+            return None if text is None else kept(text)
     return reader.input
 
 
@@ -246,7 +249,7 @@ def _document(reader: Reader, node: Node) -> str:
     start = next((source(child) for child in node.named_children if child.type == "heredoc_start"), "")
     if body is None:
         return ""
-    return source(body) if {"'", '"', "\\"} & set(start) else text_of(body, reader.values)
+    return kept(source(body)) if {"'", '"', "\\"} & set(start) else text_of(body, reader.values)
 
 
 def _documented(reader: Reader, node: Node, text: str, targets: Sequence[str]) -> None:
@@ -260,7 +263,7 @@ def _documented(reader: Reader, node: Node, text: str, targets: Sequence[str]) -
         reader.input = outer
     elif name in ("cat", "tee") and (targets or given[1:]):
         for written in (*targets, *(given[1:] if name == "tee" else ())):
-            reader.files[written] = text
+            reader.files[written] = plain(text)
     else:
         _run(reader, node, own, given)
 
@@ -278,6 +281,7 @@ def _command_words(reader: Reader, node: Node) -> tuple[dict[str, str], list[str
     """(the assignments in front, the words)."""
     own: dict[str, str] = {}
     given: list[str] = []
+    end = -1
     for child in node.named_children:
         if child.type == "variable_assignment":
             inner = Reader(reader.values.copy(), None)
@@ -292,7 +296,11 @@ def _command_words(reader: Reader, node: Node) -> tuple[dict[str, str], list[str
         elif child.type == "file_redirect":
             given += _after_target(reader, child)
         elif child.type != "herestring_redirect":
-            given += words(child, reader.values)
+            found = words(child, reader.values)
+            if given and found and child.start_byte == end:  # the parser takes `"a"\$b` for two words
+                given[-1] += found.pop(0)
+            given += found
+        end = child.end_byte
     return own, given
 
 

@@ -16,6 +16,7 @@ import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
 
 from megatron_operator.translate.shell import arithmetic, filters
+from megatron_operator.translate.shell.literal import kept, plain
 
 _PARSER = Parser(Language(tree_sitter_bash.language()))
 EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
@@ -129,9 +130,10 @@ def text_of(node: Node, values: Values) -> str:
     """The text of a value: quoted, of an assignment or of a here-document; it stays one word."""
     text = source(node)
     if node.type == "raw_string":
-        return text[1:-1]
+        return kept(text[1:-1])
     if node.type == "ansi_c_string":
-        return re.sub(r"\\(.)", lambda found: ESCAPES.get(found[1], found[1]), text[2:-1], flags=re.DOTALL)
+        escaped = re.sub(r"\\(.)", lambda found: ESCAPES.get(found[1], found[1]), text[2:-1], flags=re.DOTALL)
+        return kept(escaped)
     if node.type == "string":
         return _spliced(node, values, 1, 1)
     if node.type == "translated_string":
@@ -196,7 +198,7 @@ def _parts(node: Node) -> Iterator[Node]:
 
 
 def _unescaped(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: "" if found[1] == "\n" else found[1], text, flags=re.DOTALL)
+    return re.sub(r"\\(.)", lambda found: "" if found[1] == "\n" else kept(found[1]), text, flags=re.DOTALL)
 
 
 def _spliced(node: Node, values: Values, before: int, after: int) -> str:
@@ -217,7 +219,7 @@ def _spliced(node: Node, values: Values, before: int, after: int) -> str:
 
 
 def _literal(raw: bytes) -> str:
-    return re.sub(r"\\([\"\\$`\n])", lambda found: found[1].strip("\n"), raw.decode())
+    return re.sub(r"\\([\"\\$`\n])", lambda found: kept(found[1].strip("\n")), raw.decode())
 
 
 def _of_document(raw: bytes, values: Values) -> str:
@@ -312,7 +314,7 @@ def _cut(kind: str, operand: str, value: str) -> str | None:
 def _inner(operand: str, values: Values) -> str:
     """The text of a default or a pattern, which may hold variables and quotes itself."""
     if operand[:1] == "'" and operand[-1:] == "'":
-        return operand[1:-1]
+        return kept(operand[1:-1])
     inner = operand[1:-1] if operand[:1] == '"' and operand[-1:] == '"' and len(operand) > 1 else operand
     node = parsed(f'"{inner}"').named_children
     strings = [
@@ -339,7 +341,7 @@ def _substituted(text: str, values: Values) -> str:
         written = written_by(stage, values, written)
         if written is None:
             return text
-    return (written or "").rstrip("\n")
+    return kept((written or "").rstrip("\n"))
 
 
 def written_by(node: Node, values: Values, text: str | None) -> str | None:
@@ -349,7 +351,7 @@ def written_by(node: Node, values: Values, text: str | None) -> str | None:
     if redirect is not None and target is not None:
         if not source(redirect).startswith("<"):
             return None
-        text = values.file(text_of(target, values))
+        text = values.file(plain(text_of(target, values)))
     if node.type in ("file_redirect", "redirected_statement") and node.named_children[0].type != "command":
         return text
     command = node.named_children[0] if node.type == "redirected_statement" else node
@@ -361,4 +363,4 @@ def written_by(node: Node, values: Values, text: str | None) -> str | None:
         if child.type != "file_redirect"
         for word in words(child.named_children[0] if child.type == "command_name" else child, values)
     ]
-    return filters.output(given, text, values.file) if all(map(is_evaluated, given)) else None
+    return filters.output([*map(plain, given)], text, values.file) if all(map(is_evaluated, given)) else None
