@@ -50,7 +50,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
             "fp16": True,
             "bf16": True,
             "sequence_parallel_size": 2,
-            "beta": 0.2,
+            "loss_types": ["hinge"],
         },
         task="sft",
     )
@@ -67,11 +67,11 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
         Violation(
             path="spec.args.sequence_parallel_size",
             value=2,
-            message="is refused: it always equals context_parallel_size; set that",
+            message=f"is refused: {ARGUMENTS['sequence_parallel_size'].reason}",
         ),
         Violation(
-            path="spec.args.beta",
-            value=0.2,
+            path="spec.args.loss_types",
+            value=("hinge",),
             message="applies to rlhf only and this is sft; remove it",
         ),
         Violation(
@@ -177,7 +177,7 @@ def test_argument_that_does_not_work_yet_is_refused_unless_it_has_its_default(mo
 def test_export_has_its_own_arguments():
     parsed = parse({"to_hf": True, "mcore_model": "/ckpt", "output_dir": "/hf"}, task="export")
     assert (parsed.violations, parsed.warnings, parsed.args.output_dir) == ((), (), "/hf")
-    found = parse({"to_hf": True, "mcore_model": "/ckpt", "lr": 1e-4}, task="export").violations
+    found = parse({"to_hf": True, "mcore_model": "/ckpt", "fp8_format": "e4m3"}, task="export").violations
     assert [violation.message for violation in found] == ["applies to pt, sft, rlhf only and this is export; remove it"]
 
 

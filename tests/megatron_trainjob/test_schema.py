@@ -83,8 +83,11 @@ def test_schema_leaves_room_for_the_rest_of_the_definition():
 
 def test_every_pair_rule_of_training_has_its_form_in_cel():
     pairs = [rule for rule in RULES.values() if rule.cel and set(rule.tasks) >= {"pt", "sft", "rlhf"}]
-    expressions = {check.holds for check in (*checks(), *remarks())}
-    assert {rule.cel.replace("self.", "variables.args.") for rule in pairs} <= expressions
+    known = [check.holds for check in (*checks(), *remarks())]
+    told = [rule for rule in pairs if rule.severity == "error" or ARGUMENTS[rule.about[0]].status != "no effect"]
+    wanted = [rule.cel.replace("self.", "variables.args.") for rule in told]
+    # In front of it may stand where the argument asks for what is done anyway.
+    assert [cel for cel in wanted if not any(each == cel or each.endswith(f" || {cel}") for each in known)] == []
     assert len(pairs) > 80
 
 

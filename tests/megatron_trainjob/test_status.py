@@ -29,8 +29,9 @@ def test_default_is_that_of_the_task():
     assert objection(replace(argument, status="not yet"), False, "sft") != ""
 
 
-def test_argument_of_another_task_is_refused():
-    assert objection(ARGUMENTS["beta"], 0.5, "pt") == "applies to rlhf only and this is pt; remove it"
+def test_argument_of_another_task_is_refused_where_it_is_essential():
+    assert objection(ARGUMENTS["loss_types"], ("ipo",), "pt") == "applies to rlhf only and this is pt; remove it"
+    assert objection(ARGUMENTS["beta"], 0.5, "pt") == ""
 
 
 def test_without_a_gpu_its_arguments_are_refused(monkeypatch):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_trainjob import shown
 
 Severity = Literal["error", "warning"]
+IDLE = "has no effect"
+RENAMED = "is another name of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +47,22 @@ def warnings(found: Iterable[Violation]) -> tuple[Violation, ...]:
 def as_errors(found: Iterable[Violation]) -> tuple[Violation, ...]:
     """The same problems as errors, for callers that accept no warnings."""
     return tuple(replace(each, severity="error") for each in found)
+
+
+def told_once(
+    found: Iterable[Violation], name: Callable[[Violation], str] = lambda each: each.path
+) -> tuple[Violation, ...]:
+    """The same without warnings about a value of which another one says that it has no effect.
+
+    The first such reason is the widest; a second one would read as its remedy. name: what a violation is about.
+    """
+    found = tuple(found)
+    first: dict[str, Violation] = {}
+    for each in warnings(found):
+        if each.message.startswith(IDLE):
+            first.setdefault(name(each), each)
+    return tuple(
+        each
+        for each in found
+        if each.severity == "error" or each.message.startswith(RENAMED) or first.get(name(each), each) is each
+    )

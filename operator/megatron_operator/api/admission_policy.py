@@ -93,7 +93,11 @@ def _variables() -> list[Object]:
 
 def _remarks() -> list[Object]:
     """The variables of the policy that only warns about fields."""
-    expressions = {"args": "object.spec.?args.orValue({})", "problems": _messages(admission.remarks())}
+    expressions = {
+        "spec": "object.spec",
+        "args": "object.spec.?args.orValue({})",
+        "problems": _messages(admission.remarks()),
+    }
     return [{"name": name, "expression": expression} for name, expression in expressions.items()]
 
 

@@ -236,9 +236,9 @@ def _check(accepted: Accepted, task: TrainingTask, spec: ModelSpec, backend: Bac
     found = rules.check(
         args, accepted.given, task=task, world_size=dist.get_world_size(), hf_config=spec.config, path="spec.args"
     )
-    said = {warning.message for warning in accepted.warnings}
-    for warning in violation.warnings(found):
-        if warning.message not in said:
+    said = accepted.warnings
+    for warning in violation.told_once((*said, *violation.warnings(found))):
+        if warning not in said:
             logger.warning("%s", warning)
     violations = violation.errors(found)
     if args.fp8_format and args.fp8_recipe == "mxfp8" and "mxfp8" not in backend.fused_kernels():

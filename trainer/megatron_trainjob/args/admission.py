@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from megatron_trainjob.args import fulfilled
 from megatron_trainjob.args.field import TRAINING, Argument, Scalar
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.rules.condition import Condition, cel_value, changed, contains, is_
-from megatron_trainjob.args.rules.rule import Facts
+from megatron_trainjob.args.rules.rule import Facts, Rule
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import shown
 from megatron_trainjob.violation import Severity
@@ -45,7 +46,7 @@ def checks() -> tuple[Check, ...]:
 
 def remarks() -> tuple[Check, ...]:
     """Warnings about accepted arguments that have no effect."""
-    return (*_without_effect(), *_pairs("warning"))
+    return (*_without_effect(), *_pairs("warning"), *_details_of_rlhf())
 
 
 def _refusals() -> list[Check]:
@@ -69,7 +70,14 @@ def _has(argument: Argument, choice: Scalar) -> Condition:
 
 
 def _refusal(condition: Condition, message: str) -> Check:
-    return Check(holds=_over_args(f"!{condition.cel()}"), message=f"spec.args.{condition.name} {message}")
+    holds = _unless_fulfilled(condition.name, f"!{condition.cel()}")
+    return Check(holds=holds, message=f"spec.args.{condition.name} {message}")
+
+
+def _unless_fulfilled(name: str, cel: str) -> str:
+    """The condition over spec.args, which holds too where the argument asks for what is done anyway."""
+    done = "".join(f"{each.cel} || " for each in fulfilled.REQUESTS if each.name == name and each.cel)
+    return _over_args(f"{done}{cel}")
 
 
 def _without_effect() -> list[Check]:
@@ -77,34 +85,68 @@ def _without_effect() -> list[Check]:
     arguments = [
         _refusal(changed(name), f"has no effect: {argument.reason}")
         for name, argument in ARGUMENTS.items()
-        if argument.status == "no effect" and not argument.fulfilled and set(TRAINING) <= set(argument.applies_to)
+        if _is_always_idle(argument)
     ]
     choices = [
-        _refusal(is_(name, choice), text)
+        _warned_choice(is_(name, choice), text)
         for name, argument in ARGUMENTS.items()
         for choice, text in argument.warned_choices.items()
     ]
     return [*arguments, *choices]
 
 
+def _warned_choice(condition: Condition, text: str) -> Check:
+    """Said of a value only where the argument has an effect at all."""
+    idle = [f"!({rule.cel})" for rule in _pair_rules("warning") if rule.about[0] == condition.name]
+    holds = _over_args(" || ".join([f"!{condition.cel()}", *idle]))
+    return Check(holds=holds, message=f"spec.args.{condition.name} {text}")
+
+
 def _pairs(severity: Severity) -> list[Check]:
     return [
         Check(
-            holds=_over_args(rule.cel),
+            holds=_unless_fulfilled(rule.about[0], rule.cel),
             message=f"spec.args.{rule.about[0]} {rule.cel_message}",
             is_idle=not rule.broken(NOTHING_GIVEN),
         )
-        for rule in RULES.values()
-        if rule.cel and rule.severity == severity and set(TRAINING) <= set(rule.tasks)
+        for rule in _pair_rules(severity)
+        if severity == "error" or not _is_always_idle(ARGUMENTS[rule.about[0]])
     ]
 
 
+def _pair_rules(severity: Severity) -> list[Rule]:
+    return [
+        rule for rule in RULES.values() if rule.cel and rule.severity == severity and set(TRAINING) <= set(rule.tasks)
+    ]
+
+
+def _is_always_idle(argument: Argument) -> bool:
+    """Whether every change of it is told to have no effect, so that a rule need not."""
+    return argument.status == "no effect" and not argument.fulfilled and set(TRAINING) <= set(argument.applies_to)
+
+
 def _task() -> Check:
-    """Arguments of preference training are set only for task rlhf."""
-    names = [argument.name for argument in ARGUMENTS.values() if argument.applies_to == ("rlhf",)]
+    """Arguments that make a task preference training are set only for task rlhf."""
+    names = [argument.name for argument in ARGUMENTS.values() if _is_of_rlhf(argument) and argument.essential]
     given = " || ".join(f"has({ARGS}.{name})" for name in names)
     message = f"{', '.join(names)} belong to task rlhf; remove them or change the task"
     return Check(holds=f"{SPEC}.task == 'rlhf' || !({given})", message=f"spec.args: {message}", is_idle=False)
+
+
+def _details_of_rlhf() -> list[Check]:
+    """One for every detail of preference training, which nothing else reads."""
+    return [
+        Check(
+            holds=_over_args(f"{SPEC}.task == 'rlhf' || !{changed(name).cel()}"),
+            message=f"spec.args.{name} has no effect: it applies to rlhf only",
+        )
+        for name, argument in ARGUMENTS.items()
+        if _is_of_rlhf(argument) and not argument.essential
+    ]
+
+
+def _is_of_rlhf(argument: Argument) -> bool:
+    return argument.applies_to == ("rlhf",)
 
 
 def _ranks() -> Check:

@@ -11,10 +11,11 @@ from megatron_trainjob.violation import Violation
 def objection(argument: Argument, value: object, task: Task) -> str:
     """The reason why a well-formed value is not accepted, or ""."""
     default = argument.default_for(task)
-    if value == default:
+    is_of_another_task = argument.essential and task not in argument.applies_to
+    if value == default and not (is_of_another_task and _is_a_choice(argument)):
         return ""
-    if task not in argument.applies_to:
-        return f"applies to {', '.join(argument.applies_to)} only and this is {task}; remove it"
+    if is_of_another_task:
+        return f"{_of_other_tasks(argument, task)}; remove it"
     if argument.status == "refused":
         return f"is refused: {argument.reason}"
     if argument.status == "not yet":
@@ -27,9 +28,20 @@ def remark(argument: Argument, value: object, task: Task) -> str:
     """A warning about an accepted value, or ""."""
     if value == argument.default_for(task):
         return ""
+    if task not in argument.applies_to:
+        return f"has no effect: it {_of_other_tasks(argument, task)}"
     if argument.status == "no effect" and value not in argument.fulfilled:
         return f"has no effect: {argument.reason}"
     return argument.warned_choices.get(value, "") if isinstance(value, str | bool) else ""
+
+
+def _is_a_choice(argument: Argument) -> bool:
+    """Whether the default asks for one of several things, such as an algorithm, and not for nothing."""
+    return argument.choices is not None and not argument.nullable and not argument.is_list
+
+
+def _of_other_tasks(argument: Argument, task: Task) -> str:
+    return f"applies to {', '.join(argument.applies_to)} only and this is {task}"
 
 
 def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tuple[Violation, ...]:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from megatron_trainjob.args import rules
+from megatron_trainjob.args import fulfilled, rules
 from megatron_trainjob.args.availability import objection, remark
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import WrongValue, read_value
-from megatron_trainjob.violation import Severity, Violation, errors, warnings
+from megatron_trainjob.violation import Severity, Violation, errors, told_once, warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,10 @@ Parsed = Accepted | Refused
 
 @dataclass
 class _Reading:
-    """The state of parsing one mapping."""
+    """The state of parsing one mapping. named: as the user calls an argument -> its own name."""
 
     values: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     found: list[Violation] = field(default_factory=list)
 
@@ -65,8 +66,14 @@ def parse(
     for name, value in mapping.items():
         if value is not None:
             _read_one(reading, name, value, task, path)
+    defaults = task_defaults(task)
+    for name in fulfilled.names(TrainArgs(**{**defaults, **reading.values}), reading.values, task):
+        del reading.values[name]
+    for name, canonical in reading.named.items():
+        if canonical in reading.values:
+            _judge(reading, name, ARGUMENTS[canonical], task, path)
     given = frozenset(reading.values)
-    args = TrainArgs(**{**task_defaults(task), **reading.values})
+    args = TrainArgs(**{**defaults, **reading.values})
     found = rules.check(
         args,
         given,
@@ -76,7 +83,7 @@ def parse(
         path=path,
         broken=frozenset(reading.broken),
     )
-    found = (*reading.found, *found)
+    found = told_once((*reading.found, *found), lambda each: reading.named.get(each.path.rpartition(".")[2], each.path))
     if violations := errors(found):
         return Refused(violations=violations, warnings=warnings(found))
     return Accepted(args=args, given=given, warnings=warnings(found))
@@ -111,13 +118,23 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
         converted = not converted
     if argument.name in reading.values and reading.values[argument.name] != converted:
         return refuse(f"is an alias of {argument.name}, which has a different value; remove one of them")
-    reading.values[argument.name] = converted
-    if message := objection(argument, converted, task):
-        reading.broken.add(argument.name)
-        refuse(message)
-    elif message := remark(argument, converted, task):
-        say(message, "warning")
+    reading.values[argument.name], reading.named[name] = converted, argument.name
     return None
+
+
+def _judge(reading: _Reading, name: str, argument: Argument, task: Task, path: str) -> None:
+    """Whether a well-formed value is accepted; one that only other tasks read is not kept, so nothing can read it."""
+    value = reading.values[argument.name]
+    refusal, warning = objection(argument, value, task), remark(argument, value, task)
+    if refusal:
+        reading.broken.add(argument.name)
+    elif task not in argument.applies_to:
+        del reading.values[argument.name]
+    if refusal or warning:
+        seen = "(hidden)" if argument.secret else value
+        severity: Severity = "error" if refusal else "warning"
+        problem = Violation(path=f"{path}.{name}", value=seen, message=refusal or warning, severity=severity)
+        reading.found.append(problem)
 
 
 def _renamed(argument: Argument, *, inverted: bool) -> str:

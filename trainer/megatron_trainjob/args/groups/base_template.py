@@ -156,7 +156,7 @@ class BaseTemplate:
         "Sequence split of the non-Megatron trainers.",
         ge=1,
         status="refused",
-        reason="it always equals context_parallel_size; set that",
+        reason="it is another name of context_parallel_size and accepted only with the same value; set that",
     )
     stop_words: tuple[str, ...] = arg(
         (),
@@ -210,6 +210,7 @@ class BaseTemplate:
             "loss_scale and masks choose which. Rows are counted after the split."
         ),
         applies_to=("sft", "export"),
+        essential=True,
         status="works",
     )
     response_prefix: str | None = arg(

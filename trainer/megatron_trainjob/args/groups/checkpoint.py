@@ -18,6 +18,7 @@ class Checkpoint:
         ),
         featured=True,
         aliases=("output_dir",),
+        essential=True,
         status="works",
     )
     save_interval: int = arg(
@@ -54,6 +55,7 @@ class Checkpoint:
         "Folder of the Megatron-Core checkpoint to start from or to resume.",
         featured=True,
         aliases=("mcore_model",),
+        essential=True,
         status="works",
     )
     no_load_optim: bool = arg(

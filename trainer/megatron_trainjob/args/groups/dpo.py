@@ -90,12 +90,14 @@ class Dpo:
         "sigmoid",
         "Preference loss; rlhf_type kto has its own, as have task_type embedding (infonce) and rerankers (pointwise).",
         applies_to=("rlhf", "sft"),
+        essential=True,
         status="works",
     )
     loss_types: tuple[LossType, ...] = arg(
         (),
         "Several preference losses, whose sum is minimized, in place of loss_type; sft is the ordinary loss.",
         applies_to=("rlhf",),
+        essential=True,
         status="works",
     )
     loss_weights: tuple[float, ...] = arg(

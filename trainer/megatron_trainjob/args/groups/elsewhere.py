@@ -134,6 +134,7 @@ class Elsewhere:
             "DeepSeek and Qwen publish."
         ),
         applies_to=("export",),
+        essential=True,
         status="works",
         refused_choices=dict.fromkeys(("bnb", "hqq", "gptq", "gptq_v2", "awq", "quanto", "eetq"), OTHER_QUANTIZATION),
     )
@@ -213,6 +214,7 @@ class Elsewhere:
         False,
         "Write a folder for Ollama.",
         applies_to=("export",),
+        essential=True,
         status="refused",
         reason=(
             "set to_hf, write a Modelfile with FROM and that folder, and run ollama create; the chat template of such "

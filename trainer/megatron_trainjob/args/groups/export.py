@@ -30,6 +30,7 @@ class Export:
         "Convert Hugging Face weights, or merge an adapter, into a Megatron-Core checkpoint.",
         featured=True,
         applies_to=("export",),
+        essential=True,
         status="works",
     )
     to_hf: bool = arg(
@@ -49,6 +50,7 @@ class Export:
         "Adapter to convert or merge, one folder: a checkpoint of LoRA training, or a PEFT adapter.",
         aliases=("adapter_load", "mcore_adapter", "adapters"),
         applies_to=("export",),
+        essential=True,
         status="works",
     )
     thread_count: int | None = arg(
@@ -78,6 +80,7 @@ class Export:
         False,
         "Tokenize the data and store it for cached_dataset.",
         applies_to=("export",),
+        essential=True,
         status="works",
     )
     merge_lora: bool = arg(

@@ -13,6 +13,7 @@ class Fp8:
     fp8_format: Literal["e4m3", "hybrid"] | None = arg(
         None,
         '8-bit format: e4m3 everywhere, or "hybrid" with e5m2 for gradients; unset: no FP8.',
+        essential=True,
         status="works on GPU only",
     )
     fp8_recipe: Literal["tensorwise", "delayed", "mxfp8", "blockwise"] = arg(

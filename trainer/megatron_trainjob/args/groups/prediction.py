@@ -20,6 +20,7 @@ class Prediction:
         unit="layers",
         ge=1,
         applies_to=_TASKS,
+        essential=True,
         status="works",
     )
     mtp_loss_scaling_factor: float = arg(

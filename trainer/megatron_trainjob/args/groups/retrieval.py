@@ -53,6 +53,7 @@ class Retrieval:
         "Sizes to which embeddings are truncated in training, with the full size if wanted; unset: only the full size.",
         ge=1,
         applies_to=SUPERVISED,
+        essential=True,
         status="works",
     )
     matryoshka_weights: tuple[float, ...] = arg(

@@ -14,6 +14,7 @@ class Rlhf:
         "dpo",
         "Preference algorithm: dpo compares pairs of answers, kto judges each answer alone, rm trains a reward model.",
         applies_to=("rlhf",),
+        essential=True,
         status="works",
     )
     center_rewards_coefficient: float | None = arg(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_trainjob.args import derive, placement
+from megatron_trainjob.args.field import EVERY_TASK
 from megatron_trainjob.args.rules.condition import changed, contains, is_, is_set
 from megatron_trainjob.args.rules.pair import idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
@@ -77,6 +78,24 @@ def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
     return ""
 
 
+MOE_ACT, SELECTIVE = contains("recompute_modules", "moe_act"), is_("recompute_granularity", "selective")
+GROUPED = is_("moe_grouped_gemm", True)
+WITHOUT_GROUPS = "needs moe_grouped_gemm: true for moe_act; set that, or remove moe_act"
+
+
+@rule(
+    *("recompute_modules", "recompute_granularity", "moe_grouped_gemm"),
+    tasks=EVERY_TASK,
+    cel=f"!{MOE_ACT.cel()} || !{SELECTIVE.cel()} || {GROUPED.cel()}",
+    cel_message=WITHOUT_GROUPS,
+)
+def recomputing_the_expert_activation_needs_grouped_experts(facts: Facts) -> str:
+    """Under other granularities the modules are not read at all, which another rule says."""
+    args, task = facts.args, facts.task
+    is_asked_for = MOE_ACT.holds(args, task) and SELECTIVE.holds(args, task)
+    return WITHOUT_GROUPS if is_asked_for and not GROUPED.holds(args, task) else ""
+
+
 RULES = (
     idle_without(
         "a_recompute_method_belongs_to_full_recomputation",
@@ -103,11 +122,7 @@ RULES = (
         changed("recompute_modules"),
         is_("recompute_granularity", "selective"),
     ),
-    needs(
-        "recomputing_the_expert_activation_needs_grouped_experts",
-        contains("recompute_modules", "moe_act"),
-        is_("moe_grouped_gemm", True),
-    ),
+    recomputing_the_expert_activation_needs_grouped_experts,
     recomputing_the_latent_projection_needs_latent_attention,
     recomputed_blocks_exist,
     delayed_fp8_scaling_recomputes_no_outputs,
