@@ -54,17 +54,9 @@ def test_sequence_parallel_splits_activations_and_learns_the_same(train, plain):
     assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"expert_model_parallel_size": 2},
-        {"expert_tensor_parallel_size": 1, "tensor_model_parallel_size": 2, "sequence_parallel": True},
-    ],
-    ids=["replicated", "split"],
-)
-def test_sizes_for_experts_that_a_model_has_not_change_nothing(train, plain, given):
-    run = train(ranks=2, **given)
-    assert layout(run)["dp"] == 2 // given.get("tensor_model_parallel_size", 1)
+def test_a_size_for_experts_that_a_model_has_not_changes_nothing(train, plain):
+    run = train(ranks=2, expert_tensor_parallel_size=1, tensor_model_parallel_size=2, sequence_parallel=True)
+    assert layout(run)["tp"] == 2
     assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
 
 

@@ -114,10 +114,10 @@ WRONG = {
         ],
     ),
     "experts of a dense model": (
-        {"moe_router_topk": 2},
+        {"expert_model_parallel_size": 2},
         "sft",
         [
-            "moe_router_topk: has no effect, because the model has no experts; remove it (got 2)",
+            "expert_model_parallel_size: has no effect, because the model has no experts; remove it (got 2)",
         ],
     ),
     "sample longer than the model": (

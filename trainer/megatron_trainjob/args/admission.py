@@ -121,7 +121,7 @@ def _pair_rules(severity: Severity) -> list[Rule]:
 
 
 def _is_always_idle(argument: Argument) -> bool:
-    """Whether every change of it is told to have no effect, so that a rule need not."""
+    """Whether every change of it is reported to have no effect, so that a rule need not."""
     return argument.status == "no effect" and not argument.fulfilled and set(TRAINING) <= set(argument.applies_to)
 
 

@@ -383,7 +383,10 @@ def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
 
 def _expert_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
     size = args.expert_model_parallel_size
-    if model.num_experts % size:
+    if not model.num_experts and size > 1:
+        message = "this model has no experts to shard; set it to 1"
+        yield Violation(path="spec.args.expert_model_parallel_size", value=size, message=message)
+    elif model.num_experts % size:
         message = f"{model.num_experts} experts are not divisible by {size} ranks; use a divisor of {model.num_experts}"
         yield Violation(path="spec.args.expert_model_parallel_size", value=size, message=message)
     if model.num_experts and args.pipeline_model_parallel_size > 1 and args.moe_token_dispatcher_type == "allgather":
