@@ -22,7 +22,7 @@ SHAPES = (
     "moe_router_topk_scaling_factor",
     "expert_model_parallel_size",
 )
-"""Arguments that a dense model contradicts, or with which Megatron-Core builds none; other arguments about experts have no effect there."""
+"""Arguments that a dense model contradicts, or with which Megatron-Core builds none; others have no effect there."""
 LATENT_ARGUMENTS = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim")
 
 
