@@ -258,8 +258,8 @@ TOLD: dict[str, tuple[str, list[str]]] = {
         ["not translated: swift infer --model /o; it neither"],
     ),
     "in the text of another": (
-        "megatron pt RUN\nparallel 'megatron sft --seed {}' ::: 1 2\n",
-        ["not translated: parallel megatron sft --seed {}"],
+        "megatron pt RUN\ninvoke 'megatron sft --seed {}' 1 2\n",
+        ["not translated: invoke megatron sft --seed {}"],
     ),
     "a pattern of files": (
         "megatron sft --model /m/x --dataset /d/*.jsonl --max_epochs 1\n",
@@ -340,9 +340,9 @@ def test_sizes_of_a_launcher_that_only_a_shell_knows_are_named(translate):
 
 def test_a_manifest_of_another_kind_is_answered_with_those_that_are_read(tmp_path, capsys):
     path = tmp_path / "ray.yaml"
-    path.write_text("kind: RayJob\nspec: {entrypoint: megatron sft --model /m/x}\n")
+    path.write_text("kind: RayCluster\nspec: {headGroupSpec: {}}\n")
     assert main(["from-args", str(path)]) == 2
-    assert "RayJob: not read; manifests of PyTorchJob, TrainJob, MPIJob" in capsys.readouterr().err
+    assert "RayCluster: not read; manifests of PyTorchJob, TrainJob, MPIJob" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,10 +119,11 @@ def _of_script(
     variables = {entry["name"]: str(entry["value"]) for entry in pods.env if "value" in entry}
     script = statements.read(text, folder, files, variables)
     used = launchers.of_header(script.header).used
+    known = partial(_text_beside, script.files, folder)
     not_taken = [" ".join((each.source, *each.words))[:SHOWN_CHARACTERS] for each in launch.find(script.skipped)]
     return Source(
         name=name,
-        launches=tuple(launch.find(script.commands, script.header)),
+        launches=tuple(launch.find(script.commands, script.header, known)),
         remarks=(
             *script.remarks,
             *(f"not translated: {each}; {UNREAD}" for each in launch.unread(script.commands)),
@@ -143,7 +145,7 @@ def translated(
     source: Source, found: Launch, *, version: Version | None = None, name: str | None = None
 ) -> tuple[Written, tuple[Violation, ...]]:
     """(the manifest of one command of the source, its words that cannot be parsed)."""
-    words, is_cut = statements.without_own_arguments(list(found.words))
+    words, is_cut = launch.without_own_arguments(list(found.words))
     if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
         words = ["--config", *words]
     words, replaced = launch.last_of_each(words)
@@ -169,19 +171,19 @@ def _values(source: Source, words: Sequence[str], task: Task) -> tuple[dict[str,
     with tempfile.TemporaryDirectory() as folder:
         placed = list(words)
         for index, name in enumerate(words[1:], 1):
-            text = _file_text(source, plain(name)) if words[index - 1] == "--config" else None
+            text = _text_beside(source.files, source.folder, plain(name)) if words[index - 1] == "--config" else None
             if text is not None:
                 placed[index] = str(Path(folder, "config.yaml"))
                 Path(placed[index]).write_text(kept(text))
         return written_values(placed, task)
 
 
-def _file_text(source: Source, name: str) -> str | None:
+def _text_beside(files: Mapping[str, str], folder: Path | None, name: str) -> str | None:
     """The text of a file that the script writes itself or that lies beside it."""
-    if name in source.files or source.folder is None:
-        return source.files.get(name)
+    if name in files or folder is None:
+        return files.get(name)
     try:
-        return (source.folder / name).read_text()
+        return (folder / name).read_text()
     except (OSError, ValueError):
         return None
 

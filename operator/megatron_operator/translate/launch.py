@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from megatron_operator.translate import launchers
-from megatron_operator.translate.launchers import SWITCHES, TORCH_LAUNCHERS, Ranks, number
+from megatron_operator.translate.hosts import Files, no_file
+from megatron_operator.translate.launchers import OF_NODES, SWITCHES, TORCH_LAUNCHERS, Ranks, number
 from megatron_operator.translate.programs import WRAPPERS, is_reader, passed_on, starts
 from megatron_operator.translate.shell.state import Invocation
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 
 FOUND_BY_SHELL = re.compile(r"\$\((?:which|command -v)\s+([^\s)]+)\)")
+OWN_ARGUMENTS = re.compile(r"\$(?:[@*]|\{[@*][^}]*\})")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 NOT_SAID = Ranks()
 IN_A_WORD = re.compile(r"\b(?:megatron\s+(?:pt|sft|rlhf|export)|swift\s+export)\s+-")
@@ -46,12 +48,12 @@ class Launch:
     unread: tuple[str, ...] = ()
 
 
-def find(commands: Iterable[Invocation], header: Sequence[str] = ()) -> list[Launch]:
+def find(commands: Iterable[Invocation], header: Sequence[str] = (), files: Files = no_file) -> list[Launch]:
     """Every command that trains or exports, in its order; of one that starts each node of a job, or is repeated, the
-    first."""
+    first. files: the text of a file that its launcher may name."""
     found: list[Launch] = []
     of_header = launchers.of_header(header)
-    for launch in (launch for command in commands for launch in _recognized(command, of_header)):
+    for launch in (launch for command in commands for launch in _recognized(command, of_header, files)):
         is_another_node = (launch.num_nodes or 1) > 1 and any(_is_same(launch, other) for other in found)
         is_again = any(_is_same(launch, other) and _started(launch) == _started(other) for other in found)
         if not is_another_node and not is_again:
@@ -62,6 +64,12 @@ def find(commands: Iterable[Invocation], header: Sequence[str] = ()) -> list[Lau
 def _started(launch: Launch) -> dict[str, str | None]:
     """The variables that the command sees."""
     return {name: launch.environment.get(name) for name in launch.exported}
+
+
+def without_own_arguments(given: Sequence[str]) -> tuple[list[str], bool]:
+    """(the words without `$@`, the arguments of the script or function that runs them; whether it was among them)."""
+    left = [word for word in given if not OWN_ARGUMENTS.fullmatch(word)]
+    return left, len(left) != len(given)
 
 
 def last_of_each(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -83,7 +91,12 @@ def unread_sizes(launch: Launch) -> list[str]:
     """NAME=VALUE of the variables whose number of nodes or GPUs only their own machine knows, such as `$(seq 8)`."""
     names = (NUM_NODES,) * (launch.num_nodes is None) + (PROCESSES_PER_NODE, *DEVICES) * (launch.num_processes is None)
     of_environment = [f"{name}={launch.environment[name]}" for name in names if launch.environment.get(name)]
-    return [*of_environment, *launch.unread]
+    of_launcher = [
+        each
+        for each in launch.unread
+        if (launch.num_nodes if each.lstrip("-").partition("=")[0] in OF_NODES else launch.num_processes) is None
+    ]
+    return [*of_environment, *of_launcher]
 
 
 def unread(commands: Iterable[Invocation]) -> list[str]:
@@ -114,7 +127,7 @@ def _names_training(words: Sequence[str]) -> bool:
     return has_task or any(IN_A_WORD.search(word) for word in words[1:])
 
 
-def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[Launch]:
+def _recognized(command: Invocation, of_header: Ranks = NOT_SAID, files: Files = no_file) -> Iterator[Launch]:
     words = [FOUND_BY_SHELL.sub(r"\1", word) for word in command.words]
     environment, exported = dict(command.environment), set(command.exported)
     while words and (words[0] in WRAPPERS or re.match(r"[A-Za-z_]\w*=", words[0])):
@@ -132,9 +145,9 @@ def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[La
     passed = passed_on(words[:start])
     before = words[: len(words) - len(started)]
     said = [
-        launchers.requested(before),
+        launchers.requested(before, files),
         _of_environment(environment | passed),
-        launchers.requested(command.behind),
+        launchers.requested(command.behind, files),
         of_header,
     ]
     yield Launch(
@@ -146,7 +159,7 @@ def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[La
         source=" ".join(command.words[: len(command.words) - len(rest)]),
         behind=(*command.behind, *_with_options_left(words[:start], before[start:])),
         exported=frozenset(exported | passed.keys()),
-        unread=tuple(each for group in (before, command.behind) for each in launchers.unread(group)),
+        unread=tuple(each for group in (before, command.behind) for each in launchers.unread(group, files)),
     )
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from megatron_operator.translate import hosts
+from megatron_operator.translate.hosts import Files, no_file
 from megatron_operator.translate.programs import program
 
 TORCH_SWITCHES = ("standalone", "no_python", "module", "m", "run_path")
@@ -30,6 +32,9 @@ COUNTS = (
     "num_machines",
     "num_processes",
 )
+OF_NODES = frozenset(("nnodes", "nodes", "N", "num_nodes", "num_machines"))
+FILES = ("hostfile", "machinefile", "f", "config_file")
+"""Options that name a file of hosts, or a configuration of accelerate."""
 TORCH_LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 
 
@@ -58,12 +63,12 @@ def options_of(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def requested(words: Sequence[str]) -> Ranks:
-    """What the launcher among the words says, the innermost first."""
+def requested(words: Sequence[str], files: Files = no_file) -> Ranks:
+    """What the launcher among the words says, the innermost first. files: the text of a file that is known."""
     for index in reversed(range(len(words))):
         reader = LAUNCHERS.get(program(words[index]))
         if reader is not None:
-            ranks = reader(options_of(words[index + 1 :]))
+            ranks = reader(options_of(words[index + 1 :]), files)
             if ranks.num_nodes or ranks.num_processes:
                 return ranks
     return Ranks()
@@ -71,15 +76,29 @@ def requested(words: Sequence[str]) -> Ranks:
 
 def of_header(options: Sequence[str]) -> Ranks:
     """What the header of a batch script says: `#SBATCH --nodes=4`."""
-    return _slurm(options_of([word for option in options for word in option.split()]))
+    given = options_of([word for option in options for word in option.split()])
+    slurm, pbs = _slurm(given, no_file), _pbs(given.get("l", ""))
+    return slurm if slurm.used else pbs
 
 
-def unread(words: Sequence[str]) -> list[str]:
-    """The options of launchers with a number of nodes or processes that only a running shell knows, `--nnodes=$N`."""
+def unread(words: Sequence[str], files: Files = no_file) -> list[str]:
+    """The options of launchers with a number of nodes or processes that cannot be read: `--nnodes=$N`, `--hostfile x`
+    of a file that is not known here."""
     if not any(program(word) in LAUNCHERS for word in words):
         return []
-    found = {name: value for name, value in options_of(words).items() if name in COUNTS and "$" in value}
+    options = options_of(words)
+    found = {name: value for name, value in options.items() if name in COUNTS and "$" in value}
+    found |= {name: value for name, value in options.items() if name in FILES and _is_unread(name, files(value))}
     return [f"{'--' if len(name) > 1 else '-'}{name}={value}" for name, value in found.items()]
+
+
+def _is_unread(name: str, text: str | None) -> bool:
+    """Whether the file has no single number of processes for its nodes."""
+    if text is None:
+        return True
+    if name == "config_file":
+        return "num_processes" not in hosts.numbers(text)
+    return hosts.slots(hosts.of_text(text)) is None
 
 
 def number(text: str | None) -> int | None:
@@ -88,38 +107,77 @@ def number(text: str | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def _torch(options: Mapping[str, str]) -> Ranks:
+def _torch(options: Mapping[str, str], files: Files) -> Ranks:
     return Ranks(num_nodes=number(options.get("nnodes")), num_processes=number(options.get("nproc_per_node")))
 
 
-def _slurm(options: Mapping[str, str]) -> Ranks:
+def _slurm(options: Mapping[str, str], files: Files) -> Ranks:
     nodes_name = next((name for name in ("nodes", "N") if number(options.get(name))), "")
     nodes = number(options.get(nodes_name))
-    per_node = {name: _last_number(options.get(name)) for name in ("gpus_per_node", "gres")}
-    if "gpu" not in options.get("gres", "gpu"):
-        per_node["gres"] = None
+    per_node = {"gpus_per_node": _last_number(options.get("gpus_per_node"))} | {
+        name: next((_last_number(each) for each in options.get(name, "").split(",") if "gpu" in each), None)
+        for name in ("gres", "tres_per_node")
+    }
     total = _last_number(options.get("gpus") or options.get("G"))
+    tasks_name, tasks = _tasks(options, nodes)
     name = next((name for name, value in per_node.items() if value), "")
     found = per_node.get(name) or (total // (nodes or 1) if total else None)
     used = [nodes_name, name or ("gpus" if total else "")]
-    return Ranks(num_nodes=nodes, num_processes=found, used=tuple(filter(None, used)))
+    if found is None and tasks is not None:
+        found = tasks * (_last_number(options.get("gpus_per_task")) or 1)
+        used = [nodes_name, tasks_name, "gpus_per_task"]
+    return Ranks(num_nodes=nodes, num_processes=found, used=tuple(name for name in used if name in options))
 
 
-def _mpi(options: Mapping[str, str]) -> Ranks:
+def _tasks(options: Mapping[str, str], nodes: int | None) -> tuple[str, int | None]:
+    """(option, tasks of a node) where each is a process with GPUs of its own; one alone may start the others."""
+    for name in ("ntasks_per_node", "tasks_per_node", "ntasks", "n"):
+        tasks = number(options.get(name))
+        each = tasks if tasks is None or name.endswith("per_node") else tasks // (nodes or 1)
+        if each is not None and (each > 1 or "gpus_per_task" in options):
+            return name, each
+    return "", None
+
+
+def _pbs(chunks: str) -> Ranks:
+    """`-l select=2:ncpus=64:ngpus=8`, or `-l nodes=2:ppn=8:gpus=8`."""
+    found = re.search(r"\b(?:select|nodes)=(\d+)", chunks)
+    gpus = re.search(r"\bn?gpus=(\d+)", chunks)
+    if found is None:
+        return Ranks()
+    return Ranks(num_nodes=int(found[1]), num_processes=int(gpus[1]) if gpus else None, used=("l",))
+
+
+def _mpi(options: Mapping[str, str], files: Files) -> Ranks:
     total = next((number(options[name]) for name in ("np", "n", "c") if name in options), None)
-    hosts = [host for name in ("H", "host", "hosts") for host in options.get(name, "").split(",") if host]
+    named = [host for name in ("H", "host", "hosts") for host in options.get(name, "").split(",") if host]
+    listed = hosts.of_text("\n".join(named)) or _of_file(options, files)
     mapped = re.search(r"ppr:(\d+):node", options.get("map_by", ""))
     each = number(mapped[1]) if mapped else number(options.get("npernode") or options.get("N") or options.get("ppn"))
-    nodes = len(hosts) or (total // each if total and each else None)
-    return Ranks(num_nodes=nodes, num_processes=each or (total // nodes if total and nodes else total))
+    nodes = len(listed) or (total // each if total and each else None)
+    processes = each or (total // nodes if total and nodes else total or hosts.slots(listed))
+    return Ranks(num_nodes=nodes, num_processes=processes)
 
 
-def _deepspeed(options: Mapping[str, str]) -> Ranks:
-    return Ranks(num_nodes=number(options.get("num_nodes")), num_processes=number(options.get("num_gpus")))
+def _deepspeed(options: Mapping[str, str], files: Files) -> Ranks:
+    """--num_nodes and --num_gpus, else the hosts of --hostfile, of which --include and --exclude choose."""
+    chosen = hosts.chosen(_of_file(options, files), options.get("include", ""), options.get("exclude", ""))
+    nodes = number(options.get("num_nodes")) or len(chosen) or None
+    return Ranks(num_nodes=nodes, num_processes=number(options.get("num_gpus")) or hosts.slots(chosen))
 
 
-def _accelerate(options: Mapping[str, str]) -> Ranks:
-    nodes, total = number(options.get("num_machines")), number(options.get("num_processes"))
+def _of_file(options: Mapping[str, str], files: Files) -> hosts.Hosts:
+    name = next((options[name] for name in FILES if name in options), "")
+    return hosts.of_text(files(name) or "") if name else {}
+
+
+def _accelerate(options: Mapping[str, str], files: Files) -> Ranks:
+    """Options win over those of --config_file."""
+    name = options.get("config_file", "")
+    of_file = hosts.numbers((files(name) if name else "") or "")
+    nodes, total = (
+        number(options.get(each)) or number(of_file.get(each)) for each in ("num_machines", "num_processes")
+    )
     return Ranks(num_nodes=nodes, num_processes=total // (nodes or 1) if total else None)
 
 
@@ -128,7 +186,7 @@ def _last_number(text: str | None) -> int | None:
     return number((text or "").rpartition(":")[2])
 
 
-LAUNCHERS: Mapping[str, Callable[[Mapping[str, str]], Ranks]] = {
+LAUNCHERS: Mapping[str, Callable[[Mapping[str, str], Files], Ranks]] = {
     **dict.fromkeys(TORCH_LAUNCHERS, _torch),
     **dict.fromkeys(("srun", "salloc", "sbatch"), _slurm),
     **dict.fromkeys(("mpirun", "mpiexec", "horovodrun"), _mpi),

@@ -1,6 +1,6 @@
 """Reads manifests of other operators: the command that they run, and its pods.
 
-PyTorchJob and TrainJob of Kubeflow, MPIJob, JobSet, Volcano's Job, LeaderWorkerSet, and the plain Job and Pod.
+PyTorchJob and TrainJob of Kubeflow, MPIJob, JobSet, Volcano's Job, LeaderWorkerSet, RayJob, and the plain Job and Pod.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from megatron_trainjob.args import yaml_file
 
 Object = Mapping[str, Any]
 SHELLS = ("sh", "bash", "/bin/sh", "/bin/bash", "/usr/bin/bash")
@@ -27,6 +30,7 @@ CONTAINER_FIELDS = frozenset(
     ("name", "image", "imagePullPolicy", "command", "args", "env", "envFrom", "resources", "volumeMounts")
     + ("numNodes", "numProcPerNode", "resourcesPerNode")
 )
+RAY = "Ray starts the command in one of them; set numNodes if it starts others itself"
 VARIABLE = re.compile(r"\$\((\w+)\)")
 TRAINERS = ("pytorch", "trainer", "node", "mpi", "main", "worker", "master", "launcher")
 
@@ -64,6 +68,7 @@ class _Role:
     pod: Object
     count: int | None = None
     num_processes: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def read(manifest: Object, others: Sequence[Object] = ()) -> Found:
@@ -81,7 +86,7 @@ def read(manifest: Object, others: Sequence[Object] = ()) -> Found:
     is_mpi = manifest["kind"] == "MPIJob"
     counted = roles[1:] if is_mpi else roles
     pods = Pods(
-        num_nodes=sum(role.count or 1 for role in counted) or None,
+        num_nodes=None if manifest["kind"] == "RayJob" else sum(role.count or 1 for role in counted) or None,
         num_processes=next((role.num_processes for role in roles if role.num_processes), None),
         resources=(of_workers if is_mpi else container).get("resources") or {},
         env=tuple(container.get("env") or ()),
@@ -89,7 +94,7 @@ def read(manifest: Object, others: Sequence[Object] = ()) -> Found:
         volumes=tuple(workers.pod.get("volumes") or first.pod.get("volumes") or ()),
         volume_mounts=tuple(of_workers.get("volumeMounts") or container.get("volumeMounts") or ()),
         pod_spec={name: workers.pod[name] for name in POD_FIELDS if name in workers.pod},
-        remarks=(*_left(workers.pod, of_workers), *_policies(manifest)),
+        remarks=(*_left(workers.pod, of_workers), *_policies(manifest), *first.remarks),
     )
     return Found(script=_script(container), pods=_named(pods, manifest), files=_files(first.pod, container, others))
 
@@ -136,6 +141,37 @@ def _leader_worker_set(spec: Object) -> Iterator[_Role]:
     template = spec.get("leaderWorkerTemplate") or {}
     pod = template.get("leaderTemplate") or template.get("workerTemplate")
     yield _Role(pod=_pod(pod), count=_number(template.get("size")))
+
+
+def _ray_job(spec: Object) -> Iterator[_Role]:
+    """A pod of the workers with GPUs, which runs the entrypoint: Ray starts it once, whatever the number of workers."""
+    cluster = spec.get("rayClusterSpec") or {}
+    groups = [*(cluster.get("workerGroupSpecs") or ()), cluster.get("headGroupSpec") or {}]
+    known = [(group, pod) for group in groups if (pod := _pod(group.get("template"))).get("containers")]
+    roles = known or [({}, {"containers": [{}]})]  # of a cluster that is there already
+    with_gpus = (each for each in roles if "gpu" in str(_trainer(each[1]["containers"]).get("resources")))
+    group, pod = next(with_gpus, roles[0])
+    container, others = _trainer(pod["containers"]), pod["containers"][1:]
+    runtime = _mapping(spec.get("runtimeEnvYAML"))
+    env = [{"name": str(name), "value": str(value)} for name, value in _mapping(runtime.get("env_vars")).items()]
+    own = {**container, "command": ["bash", "-c", str(spec.get("entrypoint") or "")], "args": []}
+    own["env"] = [*(container.get("env") or ()), *env]
+    left = ", ".join(name for name in runtime if name != "env_vars")
+    yield _Role(
+        pod={**pod, "containers": [own, *others]},
+        remarks=(
+            *((f"{group.get('replicas', 1)} pods like this one: {RAY}",) if known else ()),
+            *((f"{left} of the runtime environment",) if left else ()),
+        ),
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    """An object, also one that is written as YAML text."""
+    if isinstance(value, str):
+        with suppress(yaml_file.YamlProblem):
+            value = next(iter(yaml_file.parse_text(value)), None)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _lone_pod(spec: Object) -> Iterator[_Role]:
@@ -240,7 +276,7 @@ def _number(value: object) -> int | None:
 ROLES = frozenset(
     ("pytorchReplicaSpecs", "mpiReplicaSpecs", "nprocPerNode", "slotsPerWorker", "template", "completionMode")
     + ("replicatedJobs", "tasks", "leaderWorkerTemplate", "containers", "volumes", "restartPolicy")
-    + ("completions", "parallelism", *POD_FIELDS)
+    + ("completions", "parallelism", "rayClusterSpec", "entrypoint", "runtimeEnvYAML", *POD_FIELDS)
 )
 KINDS: Mapping[str, Callable[[Object], Iterator[_Role]]] = {
     "PyTorchJob": _pytorch_job,
@@ -249,5 +285,6 @@ KINDS: Mapping[str, Callable[[Object], Iterator[_Role]]] = {
     "JobSet": _job_set,
     "Job": _any_job,
     "LeaderWorkerSet": _leader_worker_set,
+    "RayJob": _ray_job,
     "Pod": _lone_pod,
 }

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tree_sitter import Node
 
@@ -19,10 +18,10 @@ from megatron_operator.translate.programs import ASSIGNMENT, passed_on, program,
 from megatron_operator.translate.shell import branches, loops
 from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file
 from megatron_operator.translate.shell.literal import kept, plain
+from megatron_operator.translate.shell.parallel import of_parallel
 from megatron_operator.translate.shell.state import Reader, Script
-from megatron_operator.translate.shell.words import Values, parsed, source, text_of, words, written_by
+from megatron_operator.translate.shell.words import Values, appended, parsed, source, text_of, words, written_by
 
-OWN_ARGUMENTS = re.compile(r"\$(?:[@*]|\{[@*][^}]*\})")
 EXPORTING = ("export", "declare -x", "typeset -x")
 HEADER = re.compile(r"#(SBATCH|BSUB|PBS|COBALT|\$)\s+(?P<option>.+)")
 KEYED = re.compile(r"\[(?P<key>[^\]]+)\]=(?P<value>.*)", re.DOTALL)
@@ -49,12 +48,6 @@ def read(
         remarks=tuple(reader.remarks),
         files=reader.files,
     )
-
-
-def without_own_arguments(given: list[str]) -> tuple[list[str], bool]:
-    """(the words without `$@`, the arguments of the script or function that runs them; whether it was among them)."""
-    kept = [word for word in given if not OWN_ARGUMENTS.fullmatch(word)]
-    return kept, len(kept) != len(given)
 
 
 def _read(reader: Reader, script: str) -> None:
@@ -117,7 +110,7 @@ def _assign(reader: Reader, node: Node) -> None:
     values, key = reader.values, source(name)
     if value is not None and value.type == "array":
         listed = _elements(value, key, values)
-        values.arrays[key] = _appended(values.arrays.get(key, {}), listed) if adds else listed
+        values.arrays[key] = appended(values.arrays.get(key, {}), listed) if adds else listed
         values.variables.pop(key, None)
         return
     text = "" if value is None else text_of(value, values)
@@ -136,19 +129,11 @@ def _elements(node: Node, name: str, values: Values) -> dict[str, str]:
     for child in (each for each in node.named_children if each.type != "comment"):
         keyed = KEYED.fullmatch(source(child))
         if keyed is None:
-            found = _appended(found, dict(enumerate(words(child, values))))
+            found = appended(found, dict(enumerate(words(child, values))))
         else:
             value = parsed(f"x={keyed['value']}\n").named_children[0].child_by_field_name("value")
             found[values.key(name, keyed["key"])] = "" if value is None else text_of(value, values)
     return found
-
-
-def _appended(array: Mapping[str, str], others: Mapping[Any, str]) -> dict[str, str]:
-    """The array with others behind its last number; those with keys of their own keep them."""
-    if not all(str(key).isdigit() for key in (*array, *others)):
-        return {**array, **{str(key): value for key, value in others.items()}}
-    start = max(map(int, array), default=-1) + 1
-    return {**array, **{str(start + place): value for place, value in enumerate(others.values())}}
 
 
 def _declare(reader: Reader, node: Node) -> None:
@@ -310,13 +295,10 @@ def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -
         reader.values.variables |= own
         return
     own, given = _with_assigned(own, given)
-    if not given:
+    if not given or _is_repeated(reader, node, own, given):
         return
     builtin = BUILTINS.get(given[0])
-    if given[0] == "xargs" and given[1:]:
-        for each in repeated(reader, node, given[1:]):
-            _run(reader, node, own, each)
-    elif given[0] in reader.functions:
+    if given[0] in reader.functions:
         _call(reader, reader.functions[given[0]], given[1:])
     elif builtin is not None:
         script = builtin(reader, node, given)
@@ -329,6 +311,20 @@ def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -
         before, inner = script_in(given)
         if not inner or not _nested(reader, inner, before or given[:1], {**own, **passed_on(before)}):
             reader.add(own, given)
+
+
+def _is_repeated(reader: Reader, node: Node, own: Mapping[str, str], given: Sequence[str]) -> bool:
+    """Reads each of the commands of xargs or parallel; False for any other."""
+    if given[0] == "xargs" and given[1:]:
+        for each in repeated(reader, node, list(given[1:])):
+            _run(reader, node, own, each)
+        return True
+    found = of_parallel(given[1:], reader) if given[0] == "parallel" else None
+    if found is None:
+        return False
+    for script in found[1]:
+        _nested(reader, script, ["parallel", *found[0]], own)
+    return True
 
 
 def _with_assigned(own: Mapping[str, str], given: Sequence[str]) -> tuple[Mapping[str, str], list[str]]:

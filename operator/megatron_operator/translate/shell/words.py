@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
@@ -256,6 +257,14 @@ def spread(text: str, values: Values) -> str:
 
 def _keys(array: Mapping[str, str]) -> list[str]:
     return sorted(array, key=int) if all(key.isdigit() for key in array) else list(array)
+
+
+def appended(array: Mapping[str, str], others: Mapping[Any, str]) -> dict[str, str]:
+    """The array with others behind its last number; those with keys of their own keep them."""
+    if not all(str(key).isdigit() for key in (*array, *others)):
+        return {**array, **{str(key): value for key, value in others.items()}}
+    start = max(map(int, array), default=-1) + 1
+    return {**array, **{str(start + place): value for place, value in enumerate(others.values())}}
 
 
 def _value(name: str, index: str | None, values: Values) -> str | None:
