@@ -5,12 +5,14 @@ from collections import Counter
 
 import pytest
 
+from megatron_trainjob import families
 from megatron_trainjob.args.parse import task_defaults
 from megatron_trainjob.args.rules import RULES, check
 from megatron_trainjob.args.rules.check import TOPICS
 from megatron_trainjob.args.rules.rule import Facts
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from tests.support.arguments.rule_cases import CASES, RULES_WITHOUT_CASE
+from tests.support.models import tiny_model
 
 IDS = [f"{case.rule}-{index}" for index, case in enumerate(CASES)]
 
@@ -119,3 +121,24 @@ def test_batch_message_names_the_factors_and_the_nearest_sizes():
         "spec.args.global_batch_size: must be a multiple of micro_batch_size * data-parallel size = 2 * 4 = 8;"
         " use 8 or 16 (got 10)"
     ]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unknown"])
+def test_all_rules_together_read_the_model_once(monkeypatch, model_type):
+    """A search of `mtj plan --fit` checks thousands of settings, and most rules about layouts ask for the model."""
+    config = {**tiny_model.raw_config("llama"), "model_type": model_type}
+    asked = []
+    monkeypatch.setattr(families, "_read", lambda raw, known=families._read: asked.append(raw) or known(raw))
+    args = TrainArgs(model="m", tensor_model_parallel_size=2)
+    for _ in range(2):
+        check(args, frozenset({"model", "tensor_model_parallel_size"}), task="sft", world_size=2, hf_config=config)
+    assert len(asked) == 2
+
+
+def test_a_model_that_is_read_once_is_the_one_that_is_read_each_time():
+    config = tiny_model.raw_config("qwen3_moe")
+    assert families.Shared(config).model == families.read(config)
+    wrong = families.Shared({**config, "hidden_size": "wide"})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="config.json:hidden_size"):
+            families.read(wrong)

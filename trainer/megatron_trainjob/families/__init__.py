@@ -6,6 +6,7 @@ Rules, `mtj plan`, memory, FLOPs, validation, the docs and the trainer read mode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from megatron_trainjob.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2
@@ -95,11 +96,31 @@ def flat(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return family.flat(raw) if family else raw
 
 
+class Shared(dict[str, Any]):
+    """A flat config.json that many ask about, a copy that no one changes: its model is read once for all of them."""
+
+    @cached_property
+    def model(self) -> Model | ValueError:
+        """What `read` returns or raises."""
+        try:
+            return _read(self)
+        except ValueError as error:
+            return error
+
+
 def read(raw: Mapping[str, Any]) -> Model:
     """The model described by this config.json.
 
     Raises ValueError for an unknown family, or a value that its family cannot read.
     """
+    if not isinstance(raw, Shared):
+        return _read(raw)
+    if isinstance(raw.model, ValueError):
+        raise raw.model.with_traceback(None)
+    return raw.model
+
+
+def _read(raw: Mapping[str, Any]) -> Model:
     family = of(raw)
     if family is None:
         raise ValueError(f"model_type {raw.get('model_type')!r} is not one of {', '.join(FAMILIES)}")

@@ -72,7 +72,7 @@ def check(
     `world_size` counts ranks; `hf_config` is the model's config.json; `broken` names arguments that were already
     reported.
     """
-    config = None if hf_config is None else families.flat(hf_config)
+    config = None if hf_config is None else families.Shared(families.flat(hf_config))
     facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=config)
     found = tuple(
         Violation(path=f"{path}.{name}", value=getattr(args, name), message=message, severity=rule.severity)
