@@ -9,10 +9,17 @@ import pytest
 
 from megatron_trainer.state import TrainState, on_data
 from megatron_trainjob.exit_codes import ExitCode
+from tests.support.models import tiny_model
 from tests.support.ranks.tiny_run import QUESTIONS, arguments, train
 
 pytestmark = pytest.mark.dist
 NUM_ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def llama(model_root):
+    """A tiny Llama of two layers: no case here needs more."""
+    return tiny_model.make("llama", model_root, num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")

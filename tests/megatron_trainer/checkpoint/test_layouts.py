@@ -30,8 +30,14 @@ DP2 = {"data_parallel": 2}
 
 
 @pytest.fixture(scope="module")
+def llama(model_root):
+    """With four layers: a stage of one has another number than the rest."""
+    return tiny_model.make("llama", model_root)
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl", rows=4 * STEPS)
+    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl", rows=2 * STEPS)
 
 
 def ranks(layout: dict[str, object]) -> int:
@@ -46,7 +52,7 @@ class Saved:
     """Runs of one model in one layout: a whole one, and one that stopped after SAVED_AT steps."""
 
     def __init__(self, model, data, folder, layout, **given):
-        common = {"train_iters": STEPS, "save_interval": 1000, "dataloader_type": "single"}
+        common = {"train_iters": STEPS, "save_interval": 1000, "dataloader_type": "single", "global_batch_size": 2}
         self.layout, self.given = layout, {**common, **given}
         self.model, self.data, self.folder = model, data, folder
         self.whole = self._train("whole", layout)

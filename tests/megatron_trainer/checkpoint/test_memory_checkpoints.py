@@ -13,7 +13,7 @@ from tests.support.ranks.tiny_run import arguments, write_data
 from tests.support.ranks.tiny_run import train as train_without
 
 pytestmark = pytest.mark.dist
-STEPS = {"train_iters": 7, "save_interval": 100}
+STEPS = {"train_iters": 7, "save_interval": 100, "global_batch_size": 2}
 LORA = {"train_type": "lora", "lora_rank": 4, "target_modules": ["all-linear"], "lora_dropout": 0.2}
 
 

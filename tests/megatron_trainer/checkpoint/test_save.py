@@ -114,10 +114,10 @@ def test_a_file_that_cannot_grow_is_a_clear_error_on_every_rank(llama, data, tmp
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 8 MiB."""
+    """A file system of 5 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield place
