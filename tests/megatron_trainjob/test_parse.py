@@ -94,6 +94,14 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
     assert problems({"xyzzy": 1}) == ["spec.args.xyzzy: unknown argument; docs/arguments.md lists all of them (got 1)"]
 
 
+def test_names_of_training_for_its_source_and_result_are_other_names_in_an_export():
+    parsed = parse({"to_hf": True, "load": "/c", "save": "/o"}, task="export")
+    assert (parsed.violations, parsed.args.mcore_model, parsed.args.output_dir) == ((), "/c", "/o")
+    assert (parsed.args.load, parsed.args.save) == (None, None)
+    trained = parse({**RUN, "mcore_model": "/c", "output_dir": "/o"}, task="sft").args
+    assert (trained.load, trained.save) == ("/c", "/o")
+
+
 @pytest.mark.parametrize(
     ("given", "task", "said"),
     [

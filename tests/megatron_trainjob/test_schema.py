@@ -52,6 +52,7 @@ def test_types_choices_and_ranges_are_those_of_the_arguments():
     assert shape("lr") == {"type": "number", "minimum": 0, "exclusiveMinimum": True}
     assert shape("label_smoothing") == {"type": "number", "minimum": 0, "maximum": 0.5, "exclusiveMaximum": True}
     assert shape("lr_decay_style") == {"type": "string", "enum": ["cosine", "linear", "constant", "WSD"]}
+    assert {"last_round+ignore_empty_think", "default+react", "qwen"} <= {*shape("loss_scale")["enum"]}
     assert shape("packing") == {"type": "boolean"}
     assert shape("dataset") == {"type": "array", "maxItems": 256, "items": {"type": "string", "maxLength": 4096}}
     assert shape("columns") == {

@@ -29,6 +29,11 @@ FURTHER_CHOICES = {
     ),
     "rlhf_type": ("kto", "rm"),  # of 3.9
     "f_divergence_type": ("forward_kl",),
+    "loss_scale": tuple(  # of 4.x
+        form.format(name)
+        for form in ("last_round+{}", "{}+ignore_empty_think", "last_round+{}+ignore_empty_think")
+        for name in ("react", "hermes", "qwen", "agentflan", "alpha_umi")
+    ),
 }
 OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau", "precompute_ref_log_probs"}
 OF_TRL |= {"desirable_weight", "undesirable_weight", "center_rewards_coefficient"}

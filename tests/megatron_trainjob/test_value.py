@@ -23,6 +23,10 @@ from megatron_trainjob.args.value import WrongValue, from_text, read_value
         ("lr_decay_style", "linear", "linear"),
         ("recompute_modules", ["mlp", "moe"], ("mlp", "moe")),
         ("eval_iters", -1, -1),
+        ("loss_scale", "default+ignore_empty_think", "ignore_empty_think"),
+        ("loss_scale", "last_round+ignore_empty_think", "last_round_with_ignore_empty_think"),
+        ("loss_scale", "ignore_empty_think+last_round+hermes", "last_round+hermes+ignore_empty_think"),
+        ("loss_scale", "hermes+default", "hermes"),
         ("label_smoothing", 0.49, 0.49),
     ],
 )

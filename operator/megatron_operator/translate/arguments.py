@@ -140,6 +140,8 @@ def _of_shell(name: str, value: object, task: Task) -> Carried:
         return Carried(name=name, value=value, remark=f"{NOT_CARRIED}: {explain_unknown(name, task)}")
     if argument.is_list and isinstance(value, str):
         value = [value]
+    if argument.type == "str" and isinstance(value, list) and len(value) == 1:
+        value = value[0]  # adapters is a list in 4.x
     try:
         read = _plain(argument, value)
     except WrongValue as wrong:

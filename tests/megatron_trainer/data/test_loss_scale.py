@@ -78,6 +78,26 @@ CASES = {
         "last_round_with_ignore_empty_think",
         [("Yes<|im_end|>", 1)],
     ),
+    "last_round+hermes": (
+        asked("<tool_call>a</tool_call>") + asked("So <tool_call>b</tool_call>"),
+        "last_round+hermes",
+        [("So ", 1), ("<tool_call>b</tool_call>", 2), END],
+    ),
+    "react+ignore_empty_think": (
+        asked("<think></think>Action: look<think> </think>up\nObservation: blue"),
+        "react+ignore_empty_think",
+        [("Action: lookup\nObservation:", 2), END],
+    ),
+    "agentflan+ignore_empty_think, a question": (
+        asked("<think>\n</think>look", "What is the tool you want to use?"),
+        "agentflan+ignore_empty_think",
+        [("look", 3), END],
+    ),
+    "last_round+qwen+ignore_empty_think": (
+        asked("✿ARGS✿: 1") + asked("<think></think>✿ARGS✿: 2"),
+        "last_round+qwen+ignore_empty_think",
+        [("✿ARGS✿: 2", 2), END],
+    ),
 }
 
 

@@ -42,6 +42,7 @@ class Details:
     reason: str = ""
     refused_choices: Mapping[Scalar, str] = dataclasses.field(default_factory=dict)
     warned_choices: Mapping[Scalar, str] = dataclasses.field(default_factory=dict)
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fulfilled: tuple[Scalar, ...] = ()
     hf_config_keys: tuple[str, ...] = ()
     fallback: Scalar | None = None
@@ -56,8 +57,9 @@ def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a data
     gives the reason for single values, `warned_choices` warnings for accepted values. An argument without effect is
     accepted with its reason as a warning, or without one if the value is `fulfilled`. `task_defaults` replaces the
     default for some tasks. `fallback` is the value if the argument is unset and the model's config.json has none of
-    `hf_config_keys`. `secret` keeps the value out of messages. `essential`: whoever sets it in a task to
-    which it does not apply wants something else than that task makes; others have no effect there.
+    `hf_config_keys`. `spellings` are other texts for some of its choices. `secret` keeps the value out of
+    messages. `essential`: whoever sets it in a task to which it does not apply wants something else than that task
+    makes; others have no effect there.
     """
     return dataclasses.field(default=default, metadata={"details": Details(help=help, **details)})
 

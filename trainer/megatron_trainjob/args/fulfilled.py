@@ -52,6 +52,7 @@ REQUESTS = (
         tasks=TRAINING,
         cel=_same("sequence_parallel_size", "context_parallel_size"),
     ),
+    Request(name="mtp_num_layers", holds=lambda args: args.mtp_num_layers == 0, tasks=TRAINING),
     Request(
         name="ref_load",
         holds=lambda args: args.train_type != "full" and args.ref_load == args.load,

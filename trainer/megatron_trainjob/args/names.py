@@ -109,7 +109,8 @@ def _aliases(tasks: tuple[Task, ...]) -> dict[str, Alias]:
 
 
 OF_EXPORT = _aliases(("export",))
-ALIASES = {**OF_EXPORT, **_aliases(TRAINING)}
+"""Other names in an export, such as save, which is an argument of its own in training."""
+ALIASES = {name: alias for name, alias in OF_EXPORT.items() if name not in ARGUMENTS} | _aliases(TRAINING)
 
 
 def find_alias(name: str, task: Task) -> Alias | None:

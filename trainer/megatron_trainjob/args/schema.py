@@ -79,7 +79,7 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
 def _text(argument: Argument) -> dict[str, Any]:
     if argument.choices is None:
         return {"type": "string", "maxLength": LONGEST_TEXT}
-    return {"type": "string", "enum": list(argument.choices)}
+    return {"type": "string", "enum": [*argument.choices, *argument.spellings]}
 
 
 def _range(argument: Argument) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def read_value(argument: Argument, value: object) -> Any:  # noqa: ANN401 (argum
     Lists become tuples. Accepts numbers as altered by YAML and Helm: 1e-5 read as text, 16 rendered as 1.6e+01.
     Raises WrongValue.
     """
-    converted = _convert(argument.type, value)
+    converted = _convert(argument.type, argument.spellings.get(value, value) if isinstance(value, str) else value)
     elements = converted if argument.is_list else (converted,)
     for element in elements:
         _check_choice(argument, element)

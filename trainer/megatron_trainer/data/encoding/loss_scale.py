@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -29,14 +29,12 @@ class Weighing:
     def parts(self, answer: str, question: str) -> Iterator[tuple[int, int, float]]:
         """The answer split into (start, end, weight), without gaps."""
         whole = next((weight for text, weight in self.questions.items() if text in question), None)
-        if whole is not None:
-            yield 0, len(answer), whole
-            return
-        place, weight = 0, 1.0
-        for start, end, own, after in self._marks(answer):
-            yield place, start, weight
-            yield start, end, own
-            place, weight = end, after
+        place, weight = 0, 1.0 if whole is None else whole
+        for start, end, own, after in self._marks(answer) if whole is None else self._left_out(answer):
+            if start >= place:
+                yield place, start, weight
+                yield start, end, own
+                place, weight = end, weight if after is None else after
         yield place, len(answer), weight
 
     @property
@@ -45,11 +43,17 @@ class Weighing:
         weights = {*self.patterns.values(), *self.questions.values()}
         return weights.union(*self.keywords.values()) <= {0, 1}
 
-    def _marks(self, answer: str) -> list[tuple[int, int, float, float]]:
-        marks = [(m.start(), m.end(), *self.keywords[m[0]]) for m in self._keyword_pattern.finditer(answer)]
+    def _marks(self, answer: str) -> list[tuple[int, int, float, float | None]]:
+        """(start, end, weight, weight of the text from there; None: as before) in their order."""
+        marks: list[tuple[int, int, float, float | None]] = [
+            (m.start(), m.end(), *self.keywords[m[0]]) for m in self._keyword_pattern.finditer(answer)
+        ]
         for pattern, weight in self.patterns.items():
-            marks += [(m.start(), m.end(), weight, 1.0) for m in re.finditer(pattern, answer, re.DOTALL)]
-        return marks
+            marks += [(m.start(), m.end(), weight, None) for m in re.finditer(pattern, answer, re.DOTALL)]
+        return sorted(marks, key=lambda each: each[0])
+
+    def _left_out(self, answer: str) -> list[tuple[int, int, float, float | None]]:
+        return [mark for mark in replace(self, keywords={})._marks(answer) if mark[2] == 0]
 
     @cached_property
     def _keyword_pattern(self) -> re.Pattern[str]:
@@ -94,7 +98,7 @@ _AGENT_FLAN_QUESTIONS = (
 )
 _EMPTY_THOUGHT = Weighing(patterns={r"<think>\s*</think>\s*": 0.0})
 
-STRATEGIES: dict[str, Strategy] = {
+_SINGLE: dict[str, Strategy] = {
     "default": Strategy(),
     "last_round": Strategy(turns="last"),
     "all": Strategy(turns="all"),
@@ -105,4 +109,21 @@ STRATEGIES: dict[str, Strategy] = {
     "qwen": Strategy(weighing=Weighing(keywords=_QWEN)),
     "agentflan": Strategy(weighing=Weighing(keywords=_AGENT_FLAN, questions=dict.fromkeys(_AGENT_FLAN_QUESTIONS, 3.0))),
     "alpha_umi": Strategy(weighing=Weighing(keywords={**_REACT, "Next:": (2.0, 2.0)})),
+}
+_WEIGHTED = {name: each for name, each in _SINGLE.items() if not each.is_binary}
+
+
+def _without_empty_thoughts(strategy: Strategy) -> Strategy:
+    weighing = strategy.weighing or Weighing()
+    return replace(strategy, weighing=replace(weighing, patterns={**weighing.patterns, **_EMPTY_THOUGHT.patterns}))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    **_SINGLE,
+    **{f"last_round+{name}": replace(each, turns="last") for name, each in _WEIGHTED.items()},
+    **{f"{name}+ignore_empty_think": _without_empty_thoughts(each) for name, each in _WEIGHTED.items()},
+    **{
+        f"last_round+{name}+ignore_empty_think": _without_empty_thoughts(replace(each, turns="last"))
+        for name, each in _WEIGHTED.items()
+    },
 }

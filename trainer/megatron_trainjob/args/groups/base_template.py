@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Literal
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
@@ -10,6 +11,25 @@ BUILT_IN_TEMPLATES = ("alpaca", "chatml", "llama3", "vicuna", "zephyr")
 TEMPLATE_FILES = (".jinja", ".yaml", ".yml", ".json")
 """Suffixes of template files."""
 TEMPLATE_CHOICES = f"set template to one of {', '.join(BUILT_IN_TEMPLATES)}, or to a .jinja, .yaml or .json file"
+
+
+WEIGHINGS = ("react", "hermes", "qwen", "agentflan", "alpha_umi")
+THOUGHT = "ignore_empty_think"
+
+
+def _spellings() -> dict[str, str]:
+    """Other ways to write a loss_scale: its parts in another order, or with "default", which adds nothing."""
+    parts: dict[tuple[str, ...], str] = {(name,): name for name in (*WEIGHINGS, THOUGHT)}
+    parts |= {(name, THOUGHT): f"{name}+{THOUGHT}" for name in WEIGHINGS}
+    of_last: dict[tuple[str, ...], str] = {("last_round", *each): f"last_round+{name}" for each, name in parts.items()}
+    of_last["last_round", THOUGHT] = "last_round_with_ignore_empty_think"
+    known = parts | of_last
+    written = {"+".join(order): name for each, name in known.items() for order in permutations(each)}
+    with_default = {"+".join(order): name for each, name in parts.items() for order in permutations(("default", *each))}
+    return {text: name for text, name in (written | with_default).items() if text != name}
+
+
+LOSS_SCALE_SPELLINGS = _spellings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +161,29 @@ class BaseTemplate:
         "qwen",
         "agentflan",
         "alpha_umi",
+        "last_round+react",
+        "last_round+hermes",
+        "last_round+qwen",
+        "last_round+agentflan",
+        "last_round+alpha_umi",
+        "react+ignore_empty_think",
+        "hermes+ignore_empty_think",
+        "qwen+ignore_empty_think",
+        "agentflan+ignore_empty_think",
+        "alpha_umi+ignore_empty_think",
+        "last_round+react+ignore_empty_think",
+        "last_round+hermes+ignore_empty_think",
+        "last_round+qwen+ignore_empty_think",
+        "last_round+agentflan+ignore_empty_think",
+        "last_round+alpha_umi+ignore_empty_think",
     ] = arg(
         "default",
         (
             'Which tokens are trained, and how strongly: "default" all answers, "last_round" the last '
-            'answer, "all" everything; the others weight parts of answers.'
+            'answer, "all" everything; the others weight parts of answers. Names joined by + apply together, in any '
+            "order."
         ),
+        spellings=LOSS_SCALE_SPELLINGS,
         applies_to=EVERY_TASK,
         task_defaults={"pt": "all", "rlhf": "last_round"},
         status="works",

@@ -18,7 +18,6 @@ class Checkpoint:
         ),
         featured=True,
         aliases=("output_dir",),
-        essential=True,
         status="works",
     )
     save_interval: int = arg(
@@ -55,7 +54,6 @@ class Checkpoint:
         "Folder of the Megatron-Core checkpoint to start from or to resume.",
         featured=True,
         aliases=("mcore_model",),
-        essential=True,
         status="works",
     )
     no_load_optim: bool = arg(

@@ -13,6 +13,7 @@ class Export:
         None,
         ("Folder for the result; unset: next to the input, with the suffix -mcore, -hf, -merged or -cached_dataset."),
         featured=True,
+        aliases=("save",),
         applies_to=("export",),
         status="works",
     )
@@ -42,6 +43,7 @@ class Export:
     mcore_model: str | None = arg(
         None,
         "Checkpoint to convert: the folder with iter_* folders (the newest complete one is used), or one of those.",
+        aliases=("load",),
         applies_to=("export",),
         status="works",
     )

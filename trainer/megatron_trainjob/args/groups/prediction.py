@@ -14,11 +14,11 @@ class Prediction:
     mtp_num_layers: int | None = arg(
         None,
         (
-            "Multi-token-prediction layers of the checkpoint that are trained too; unset: none, and an export copies "
-            "them as they were."
+            "Multi-token-prediction layers of the checkpoint that are trained too; unset or 0: none, and an export "
+            "copies them as they were."
         ),
         unit="layers",
-        ge=1,
+        ge=0,
         applies_to=_TASKS,
         essential=True,
         status="works",
