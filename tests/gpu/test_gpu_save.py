@@ -53,7 +53,7 @@ def test_a_save_holds_one_tensor_in_host_memory(tmp_path: Path):
 
     def save(folder: Path) -> None:
         folder.mkdir()
-        planned = shards.plan(state(tensors), folder, staging=None, num_files=2)
+        planned = shards.plan(state(tensors), folder, num_files=2).shards(None)
         planned.complete([planned.write()])
 
     tensors = [torch.randn(4096, 4096, device="cuda") for _ in range(NUM_TENSORS)]

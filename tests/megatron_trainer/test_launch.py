@@ -7,15 +7,17 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from megatron_trainer import environment, gpu_errors
-from megatron_trainer.process import container, launch
+from megatron_trainer.process import container, launch, operator_line
 from megatron_trainjob import launcher, termination
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.launcher import LauncherReport
 from megatron_trainjob.termination import TerminationRecord
 
 LAUNCHER = """
@@ -158,6 +160,22 @@ def test_after_an_error_without_a_cause_the_others_may_still_name_it(start):
     assert json.loads(log.read_text()) == record
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["and is seen first", "and is seen last"])
+def test_the_rank_that_failed_goes_before_one_that_lost_it(start, is_first):
+    """Rank 2 lost its peer, rank 3; both leave a record, as the program of a rank does for every error."""
+    lost = {"exitCode": 1, "reason": "ERROR", "rank": 2, "iteration": 0}
+    lost["message"] = "RuntimeError: [pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
+    failed = {"exitCode": 1, "reason": "ERROR", "rank": 3, "iteration": 0, "message": "ValueError: row 7"}
+    process, log = start(
+        f"time.sleep(1.0 if (rank == 3) == {is_first} else 0)\n"
+        f"record = {json.dumps(lost)!r} if rank == 2 else {json.dumps(failed)!r}\n"
+        "open(os.environ['MTJ_FAILURE_FILE'], 'w').write(record); sys.exit(1)",
+        lingers=(60.0, 0.1),
+    )
+    assert process.wait(20) == ExitCode.ERROR
+    assert json.loads(log.read_text()) == failed
+
+
 def test_termination_reaches_every_rank_and_their_code_comes_back(start, tmp_path):
     process, _ = start(
         "def stop(*_): sys.exit(143)\n"
@@ -272,6 +290,44 @@ def answer(folder: Path, attempt: int) -> None:
         aside = folder / "directive.tmp"
         aside.write_text(json.dumps({"attempt": attempt, "intervalSeconds": 0.1, "number": number}))
         aside.replace(folder / launcher.DIRECTIVE_FILE)
+
+
+class Heard:
+    """A channel whose operator has nothing to say."""
+
+    def __init__(self) -> None:
+        self.reports = []
+
+    def exchange(self, report):
+        self.reports.append(report)
+        return launcher.Directive(attempt=report.attempt, interval_s=0.05)
+
+
+def test_the_newest_checkpoint_in_memory_is_reported_and_none_of_an_earlier_run(tmp_path):
+    earlier = tmp_path / "run" / "iter_0000900"
+    earlier.mkdir(parents=True)
+    os.utime(earlier, (0, 0))
+    channel = Heard()
+    line = operator_line.OperatorLine(
+        channel, tmp_path / "stages", LauncherReport(attempt=0, state="running"), 10.0, lambda: None, tmp_path
+    )
+    threading.Thread(target=line.run, daemon=True).start()
+    try:
+        wait_until(lambda: channel.reports)
+        assert channel.reports[-1].memory_iteration is None
+        for name in ("iter_0000005", "iter_0000010", ".launch-1"):
+            (tmp_path / "run" / name).mkdir()
+        wait_until(lambda: channel.reports[-1].memory_iteration is not None)
+        wait_until(lambda: channel.reports[-1].memory_iteration == 10)
+    finally:
+        line.close()
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_without_gpus_nothing_is_known_of_their_errors():

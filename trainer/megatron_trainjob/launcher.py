@@ -40,7 +40,8 @@ class LauncherReport:
     """How the ranks of one node are.
 
     attempt: of these ranks. age_s: since they are in this state. failure: of the rank that failed first.
-    stages_s: seconds from the start of the ranks to each stage that rank 0 has passed. container: how many containers
+    stages_s: seconds from the start of the ranks to each stage that rank 0 has passed. memory_iteration: of the newest
+    checkpoint in the memory of this node, None without one. container: how many containers
     of the pod have ended before this launcher's; the status of the pod may lag behind its reports. None: it is of a
     release that does not know that containers start again.
     """
@@ -50,6 +51,7 @@ class LauncherReport:
     age_s: float = 0.0
     failure: TerminationRecord | None = None
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
+    memory_iteration: int | None = None
     container: int | None = None
 
     def to_fields(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class LauncherReport:
             "state": self.state,
             "ageSeconds": round(self.age_s, 3),
             "stageSeconds": {name: round(seconds, 3) for name, seconds in self.stages_s.items()},
+            **({} if self.memory_iteration is None else {"memoryIteration": self.memory_iteration}),
             **({} if self.container is None else {"container": self.container}),
             **failure,
         }
@@ -103,6 +106,7 @@ def read_report(body: object) -> LauncherReport:
         age_s=_seconds("ageSeconds", body.get("ageSeconds", 0.0)),
         failure=None if failure is None else _failure(failure),
         stages_s=_stages(body.get("stageSeconds") or {}),
+        memory_iteration=_whole("memoryIteration", body["memoryIteration"]) if "memoryIteration" in body else None,
         container=_whole("container", body["container"]) if "container" in body else None,
     )
 

@@ -50,13 +50,21 @@ class CpuBackend:
         cpu_products.install()
         cpu_collectives.install()
         # These import megatron-core, which imports several names from torch.cuda.
-        from megatron_trainer.megatron.patches import on_cpu, optimizer_shards, optimizer_state, quiet, recomputed_bias
+        from megatron_trainer.megatron.patches import (
+            on_cpu,
+            optimizer_shards,
+            optimizer_state,
+            quiet,
+            recomputed_bias,
+            sharding_check,
+        )
 
         quiet.install()
         on_cpu.install()
         optimizer_state.install()
         optimizer_shards.install()
         recomputed_bias.install()
+        sharding_check.install()
         _installed = True
 
     def bind(self, local_rank: int) -> None:

@@ -72,6 +72,7 @@ class CudaBackend:
             optimizer_state,
             quiet,
             recomputed_bias,
+            sharding_check,
         )
 
         quiet.install()
@@ -83,6 +84,7 @@ class CudaBackend:
             swiglu.install()
         optimizer_shards.install()
         recomputed_bias.install()
+        sharding_check.install()
 
     def bind(self, local_rank: int) -> None:
         """Selects the GPU with this index, and kernels that suit it; a user's variable takes precedence."""

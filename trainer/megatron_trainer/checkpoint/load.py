@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from megatron_trainer import lost_peer, silent_rank
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, foreign, legacy, unpickle
 from megatron_trainer.engine import Engine
@@ -241,12 +242,15 @@ def _read(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
 def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
     """Context that reports any failure to load a checkpoint into the engine as a mismatch; a retry does not help.
 
-    torch's CheckpointException is a BaseException, which passes every handler of Exception.
+    Not so the loss of another rank: it ends this one too, and the checkpoint may be whole. torch's CheckpointException
+    is a BaseException, which passes every handler of Exception.
     """
     try:
         yield
     except TrainingError:
         raise
     except (Exception, CheckpointException) as err:
+        if lost_peer.is_cause(err) or silent_rank.is_cause(err):
+            raise
         message = f"{checkpoint.path} does not fit this model or cannot be read: {type(err).__name__}: {err}"
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message) from err

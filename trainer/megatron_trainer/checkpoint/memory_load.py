@@ -91,9 +91,9 @@ class Found:
         for name, node, ranges in self._transfers(nodes.gathered(own)):
             source, target = nodes.first_rank(self.holders[name][0]), nodes.first_rank(node)
             if dist.get_rank() == source:
-                nodes.send(path / name, ranges, target)
+                problem = nodes.send(path / name, ranges, target) or problem
             elif dist.get_rank() == target:
-                problem = problem or nodes.receive(path / name, ranges, source)
+                problem = nodes.receive(path / name, ranges, source) or problem
         problems = list(filter(None, nodes.gathered(problem)))
         if problems:
             raise PeerFailure("; ".join(problems))

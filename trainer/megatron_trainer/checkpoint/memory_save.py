@@ -3,14 +3,14 @@
 Training waits for the copy into host memory only. A thread writes the files, sends them to the next node, and publishes
 the checkpoint once every node has its part; all its collectives are over a group of its own. Two checkpoints are there
 at most: the newest that is complete everywhere, and the one that is being written. A failure turns this off with a
-warning and never ends the run.
+warning and does not end the run, except that of a rank for which others wait in the midst of a collective.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from megatron_trainer.checkpoint.nodes import PeerFailure
 from megatron_trainer.checkpoint.save import SavePolicy, captured
 from megatron_trainer.checkpoint.shards import INDEX_FILES, Shards, Staging, Written
 from megatron_trainer.engine import Engine
+from megatron_trainer.megatron.patches.sharding_check import WrongShards
 from megatron_trainer.state import TrainState
 from megatron_trainjob.checkpoint_folder import MANIFEST, RECORD, FileRecord, Manifest, record_of
 
@@ -92,21 +93,36 @@ class MemorySaver:
         return status == DONE
 
     def _captured(self, state: TrainState) -> Shards | None:
-        """This rank's part of the state, copied into host memory; None where a rank could not."""
-        problem: BaseException | None = None
-        planned = None
+        """This rank's part of the state, copied into host memory; None where a rank could not.
+
+        Raises:
+            Exception: this rank failed while the others may be waiting for it in a collective; they end with it.
+        """
+        aside = self._memory.place.aside(state.iteration)
+        if not self._on_all_ranks(lambda: aside.mkdir(exist_ok=True)):
+            return None
+        self._engine.gather_parameters()
+        wanted = captured(self._engine, state, self._backend, self._policy)
         try:
-            self._engine.gather_parameters()
-            wanted = captured(self._engine, state, self._backend, self._policy)
-            aside = self._memory.place.aside(state.iteration)
-            aside.mkdir(exist_ok=True)
-            planned = shards.plan(wanted, aside, staging=self._staging)
-        except (Exception, CheckpointException) as err:  # noqa: BLE001 - the run does not depend on it
+            planned = shards.plan(wanted, aside)
+        except (CheckpointException, WrongShards) as err:  # on all ranks
+            self._turn_off(err)
+            return None
+        own: list[Shards] = []
+        is_copied = self._on_all_ranks(lambda: own.append(planned.shards(self._staging)))
+        return own[0] if is_copied else None
+
+    def _on_all_ranks(self, action: Callable[[], None]) -> bool:
+        """Whether an action that is not collective succeeded on every rank; turns memory checkpoints off if not."""
+        problem: BaseException | None = None
+        try:
+            action()
+        except Exception as err:  # noqa: BLE001 - the run does not depend on it
             problem = err
         if self._least(FAILED if problem else DONE) == DONE:
-            return planned
+            return True
         self._turn_off(problem)
-        return None
+        return False
 
     def _least(self, status: int) -> int:
         """The least status of any rank."""
@@ -189,7 +205,7 @@ class MemorySaver:
         if nodes.num_nodes == 1:
             return
         source = nodes.peer(-1)
-        own = [aside / name for name in parts[dist.get_rank()].files]
+        own = {aside / name: record for name, record in parts[dist.get_rank()].files.items()}
         theirs = {aside / name: record for name, record in parts[source].files.items()}
         problems = nodes.exchange(own, nodes.peer(1), theirs, source)
         if problems:

@@ -11,6 +11,7 @@ from typing import IO
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_trainjob.checkpoint_folder import FileRecord
 
@@ -68,7 +69,7 @@ class Nodes:
         return held[0]
 
     def agreed[Result](self, action: Callable[[], Result]) -> Result:
-        """The action's result. Collective.
+        """The action's result. Collective; the action is not, unless it never raises before its last collective.
 
         Raises:
             PeerFailure: it failed on a rank, so that no rank waits for one that gave up.
@@ -76,20 +77,23 @@ class Nodes:
         problem = ""
         try:
             result = action()
-        except Exception as err:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
+        except (Exception, CheckpointException) as err:  # noqa: BLE001 - the other ranks have to hear of it
             problem = f"{type(err).__name__}: {err}"
         problems = [f"rank {rank}: {text}" for rank, text in enumerate(self.gathered(problem)) if text]
         if problems:
             raise PeerFailure("; ".join(problems))
         return result
 
-    def exchange(self, own: Sequence[Path], target: int, theirs: Mapping[Path, FileRecord], source: int) -> list[str]:
-        """Sends files to one rank while others are received from another; returns what went wrong with the latter.
+    def exchange(
+        self, own: Mapping[Path, FileRecord], target: int, theirs: Mapping[Path, FileRecord], source: int
+    ) -> list[str]:
+        """Sends files to one rank while others are received from another; returns what went wrong on this rank.
 
-        theirs: where each of the source's files is written, in the order in which it sends them.
+        theirs: where each of the source's files is written, in the order in which it sends them. Never raises for a
+        file: the other ranks count on every block.
         """
         problems: list[str] = []
-        outgoing = (block for path in own for block in _blocks(path, 0, path.stat().st_size))
+        outgoing = (block for path, each in own.items() for block in _blocks(path, 0, each.size_bytes, problems))
         incoming = _Incoming(theirs, problems)
         for block, memory in zip_longest(outgoing, incoming.blocks()):
             request = None if block is None else dist.isend(block, dst=target, group=self.group)
@@ -99,11 +103,13 @@ class Nodes:
                 request.wait()
         return problems
 
-    def send(self, path: Path, ranges: Sequence[tuple[int, int]], target: int) -> None:
-        """Sends parts of a file, each (offset, length) in bytes."""
+    def send(self, path: Path, ranges: Sequence[tuple[int, int]], target: int) -> str:
+        """Sends parts of a file, each (offset, length) in bytes; returns what went wrong with the file, or ""."""
+        problems: list[str] = []
         for offset, length in ranges:
-            for block in _blocks(path, offset, length):
+            for block in _blocks(path, offset, length, problems):
                 dist.send(block, dst=target, group=self.group)
+        return next(iter(problems), "")
 
     def receive(self, path: Path, ranges: Sequence[tuple[int, int]], source: int) -> str:
         """Receives the same parts into the file, which has holes between them; returns what went wrong, or ""."""
@@ -165,13 +171,24 @@ def _closed(file: IO[bytes] | None) -> str:
     return ""
 
 
-def _blocks(path: Path, offset: int, length: int) -> Iterator[torch.Tensor]:
-    """The bytes of a part of a file; zeros where it has become shorter, which a checksum reveals."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        for start in range(0, length, BLOCK_BYTES):
-            memory = torch.zeros(min(BLOCK_BYTES, length - start), dtype=torch.uint8)
-            view = memoryview(memory.numpy())
-            while view and (count := file.readinto(view)):
-                view = view[count:]
-            yield memory
+def _blocks(path: Path, offset: int, length: int, problems: list[str]) -> Iterator[torch.Tensor]:
+    """The bytes of a part of a file; zeros where it cannot be read or has become shorter, which is a problem."""
+    file, problem = _opened(path, "rb")
+    for start in range(0, length, BLOCK_BYTES):
+        memory = torch.zeros(min(BLOCK_BYTES, length - start), dtype=torch.uint8)
+        problem = problem or _read(file, memory, offset + start)
+        yield memory
+    problem = problem or _closed(file)
+    if problem:
+        problems.append(problem)
+
+
+def _read(file: IO[bytes] | None, memory: torch.Tensor, offset: int) -> str:
+    try:
+        if file is not None:
+            file.seek(offset)
+            if (count := file.readinto(memory.numpy())) < memory.numel():  # type: ignore[attr-defined]
+                return f"{file.name} ends at byte {offset + count}"
+    except OSError as err:
+        return str(err)
+    return ""

@@ -6,8 +6,9 @@ the checkpoint by renaming. A crash at any moment leaves either no folder of tha
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_trainer import clock, out_of_memory, parallel
+from megatron_trainer import clock, lost_peer, out_of_memory, parallel, silent_rank
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, folder, shards
 from megatron_trainer.checkpoint.folder import Owner
@@ -102,19 +103,18 @@ class Saver:
         started = time.monotonic()
         aside = folder.folder_aside(self.policy.save, state.iteration, self.policy.owner)
         self._on_all_ranks(lambda: _make(aside), aside)
-        self._engine.gather_parameters()
-        wanted = captured(self._engine, state, self._backend, self.policy)
-        planned = self._on_all_ranks(lambda: self._plan(wanted, aside), aside)
+        with self._ending_alone(aside):
+            self._engine.gather_parameters()
+            wanted = captured(self._engine, state, self._backend, self.policy)
+            planned = shards.plan(wanted, aside, num_files=self.policy.num_files)
+        own = self._on_all_ranks(lambda: planned.shards(self._staging), aside)
         self._pending = _Pending(
             state=state,
             loss=loss,
-            shards=planned,
-            written=self._background.submit(planned.write),
+            shards=own,
+            written=self._background.submit(own.write),
             waited_s=time.monotonic() - started,
         )
-
-    def _plan(self, wanted: contents.StateDict, aside: Path) -> Shards:
-        return shards.plan(wanted, aside, staging=self._staging, num_files=self.policy.num_files)
 
     def poll(self) -> Saved | None:
         """Publishes the pending checkpoint if every rank has written its part; free if none is pending."""
@@ -174,24 +174,61 @@ class Saver:
             folder.prune(policy.save, state.iteration, policy.limit, policy.owner)
 
     def _on_all_ranks[Result](self, action: Callable[[], Result], aside: Path) -> Result:
-        """The action's result; a failure on any rank fails on all, so that no rank waits for one that gave up."""
+        """The action's result; a failure on any rank fails on all, so that no rank waits for one that gave up.
+
+        The action is not collective: a rank that fails would come here while others wait inside (`_ending_alone`).
+        """
         error: BaseException | None = None  # of which torch's CheckpointException is one
         try:
             with folder.owned(self.policy.save, self.policy.owner):
                 result = action()
-        except (OSError, RuntimeError, CheckpointException, CheckpointingException) as err:
+        except (Exception, CheckpointException) as err:  # noqa: BLE001 - whatever it is, the others have to hear of it
             error = err
         if parallel.is_true_everywhere(error is None, self._backend):
             return result
-        reasons: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(reasons, "" if error is None else str(error))
-        has_memory = parallel.is_true_everywhere(error is None or not out_of_memory.is_cause(error), self._backend)
+        own = (_words(error), _exit_code(error)) if error else ("", ExitCode.OK)
+        found = [own] * dist.get_world_size()
+        dist.all_gather_object(found, own)
         if dist.get_rank() == 0:
             folder.drop(aside, self.policy.owner)
-        reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
-        message = f"cannot write a checkpoint to {self.policy.save}: {reason}; earlier ones are untouched"
-        code = ExitCode.OUTPUT_NOT_WRITABLE if has_memory else ExitCode.OUT_OF_DEVICE_MEMORY
-        raise TrainingError(code, message) from error
+        reason = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in enumerate(found) if text)
+        codes = [code for text, code in found if text]
+        code = ExitCode.OUT_OF_DEVICE_MEMORY if ExitCode.OUT_OF_DEVICE_MEMORY in codes else codes[0]
+        raise TrainingError(code, self._message(reason)) from error
+
+    @contextlib.contextmanager
+    def _ending_alone(self, aside: Path) -> Iterator[None]:
+        """Context of what is collective itself. A failure here ends this rank at once, with its own words.
+
+        The others may be waiting inside, where nothing that this rank could say reaches them: they end because it does.
+        """
+        try:
+            with folder.owned(self.policy.save, self.policy.owner):
+                yield
+        except (Exception, CheckpointException) as err:
+            if dist.get_rank() == 0:
+                folder.drop(aside, self.policy.owner)
+            if lost_peer.is_cause(err) or silent_rank.is_cause(err):
+                raise
+            raise TrainingError(_exit_code(err), self._message(f"rank {dist.get_rank()}: {_words(err)}")) from err
+
+    def _message(self, reason: str) -> str:
+        return f"cannot write a checkpoint to {self.policy.save}: {reason}; earlier ones are untouched"
+
+
+def _words(error: BaseException) -> str:
+    known = isinstance(error, OSError | RuntimeError | CheckpointException | CheckpointingException | TrainingError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _exit_code(error: BaseException) -> ExitCode:
+    """Of a failed save: what a retry cannot help has a code that says so, what is a bug of a program has not."""
+    if out_of_memory.is_cause(error):
+        return ExitCode.OUT_OF_DEVICE_MEMORY
+    if isinstance(error, TrainingError):
+        return error.exit_code
+    is_known = isinstance(error, OSError | RuntimeError | CheckpointException | CheckpointingException)
+    return ExitCode.OUTPUT_NOT_WRITABLE if is_known else ExitCode.ERROR
 
 
 def _make(aside: Path) -> None:

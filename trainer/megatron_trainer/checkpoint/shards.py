@@ -116,23 +116,43 @@ class _Planner(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # megatron-
         return AsyncRequest(None, (), [])
 
 
-def plan(state: StateDict, folder: Path, *, staging: Staging | None, num_files: int = 1) -> Shards:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What this rank writes, with tensors that refer to the live ones. metadata: the index, on the first rank only."""
+
+    folder: Path
+    writer: FileSystemWriterAsync
+    metadata: Metadata | None
+
+    def shards(self, staging: Staging | None) -> Shards:
+        """This rank's part of the save, to be taken once. Not collective.
+
+        staging: holds copies of all tensors, so that training may modify them during the write; without it, GPU tensors
+        are copied one at a time as they are written.
+        """
+        buckets = [
+            (path, name, (objects, _one_by_one(tensors) if staging is None else staging.copies(tensors)))
+            for path, name, (objects, tensors) in self.writer.write_buckets
+        ]
+        self.writer.write_buckets = None
+        return Shards(folder=self.folder, writer=self.writer, buckets=buckets, metadata=self.metadata)
+
+
+def plan(state: StateDict, folder: Path, *, num_files: int = 1) -> Plan:
     """Plans which rank writes which part of the state into the folder. Collective.
 
-    staging: holds copies of all tensors, so that training may modify them during the write; without it, GPU tensors are
-    copied one at a time as they are written. num_files: of this rank.
+    num_files: of this rank.
+
+    Raises:
+        CheckpointException, WrongShards: on all ranks.
+        Exception: any other on this rank alone, for which the others may be waiting inside.
     """
     # Megatron passes results through a queue to another process. It is not used here, so any queue will do.
     filesystem_async._results_queue = queue.Queue()
     planner = _Planner(thread_count=num_files)
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
     writer, metadata = planner.planned
-    buckets = [
-        (path, name, (objects, _one_by_one(tensors) if staging is None else staging.copies(tensors)))
-        for path, name, (objects, tensors) in writer.write_buckets
-    ]
-    writer.write_buckets = None
-    return Shards(folder=folder, writer=writer, buckets=buckets, metadata=metadata)
+    return Plan(folder=folder, writer=writer, metadata=metadata)
 
 
 def _as_whole(tensor: torch.Tensor) -> torch.Tensor:

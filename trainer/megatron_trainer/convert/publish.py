@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
@@ -20,6 +21,14 @@ Step = Callable[[Path], None]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
+class Alone(Exception):
+    """An error of a rank in the midst of a collective, where nothing reaches the others: they end because it does."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = False, door: Path | None = None) -> None:
     """Runs the steps, each on all ranks, in a temporary folder; then the first rank renames it. Collective.
 
@@ -27,17 +36,22 @@ def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = Fals
     and the new files are moved in one by one, config.json last. door: of the run that owns the directory, through which
     it is renamed; a run that has lost its folder has none (checkpoint.folder).
 
+    A step that is collective raises Alone where other ranks may be waiting inside; any other error it raises after its
+    last collective.
+
     Raises:
-        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write; the temporary folder is
-        removed.
+        TrainingError: on all ranks, when any rank could not write (OUTPUT_NOT_WRITABLE) or failed otherwise (ERROR);
+        the temporary folder is removed.
     """
     aside = (directory.parent if door is None else door.parent) / f".{directory.name}.partial"
     give_name = _move_into if keeps_others and directory.is_dir() else partial(_replace, door=door)
     for step in (on_first_rank(_start), *steps, on_first_rank(lambda folder: give_name(folder, directory))):
-        error: OSError | None = None
+        error: Exception | None = None
         try:
             step(aside)
-        except OSError as err:
+        except Alone as err:
+            raise err.error from None
+        except Exception as err:  # noqa: BLE001 - whatever it is, the other ranks wait to hear of it
             error = err
         _agree(error, aside, directory)
 
@@ -76,12 +90,23 @@ def _move_into(aside: Path, directory: Path) -> None:
     aside.rmdir()
 
 
-def _agree(error: OSError | None, aside: Path, directory: Path) -> None:
+def _agree(error: Exception | None, aside: Path, directory: Path) -> None:
     """Fails on all ranks if one failed; also the barrier between steps."""
-    every: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, None if error is None else f"rank {dist.get_rank()}: {error}")
-    problems = [text for text in every if text]
+    own = ("", ExitCode.OK) if error is None else (f"rank {dist.get_rank()}: {_words(error)}", _exit_code(error))
+    every = [own] * dist.get_world_size()
+    dist.all_gather_object(every, own)
+    problems = [text for text, _ in every if text]
     if problems:
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"could not write {directory}: {'; '.join(problems)}")
+        code = next(code for text, code in every if text)
+        raise TrainingError(code, f"could not write {directory}: {'; '.join(problems)}") from error
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError | SafetensorError) else f"{type(error).__name__}: {error}"
+
+
+def _exit_code(error: Exception) -> ExitCode:
+    """SafetensorError is what safetensors makes of a full disk."""
+    return ExitCode.OUTPUT_NOT_WRITABLE if isinstance(error, OSError | SafetensorError) else ExitCode.ERROR

@@ -6,6 +6,7 @@ shared by all ranks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from megatron_trainer.convert import companions, quantize, table
 from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.dequantize import Dequantized
-from megatron_trainer.convert.publish import on_first_rank, publish
+from megatron_trainer.convert.publish import Alone, on_first_rank, publish
 from megatron_trainer.convert.rules import Sizes, Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import StackedMatrix, open_checkpoint
@@ -187,24 +188,37 @@ def _file_name(number: int, total: int) -> str:
 
 def _write(aside: Path, files: Sequence[_File], stream: Iterator[tuple[str, Tensor]]) -> None:
     """Writes the files of this rank. After an error the stream is consumed without writing: the other ranks wait for
-    it.
+    it. An error of the stream itself ends this rank, as nothing else reaches those that wait in it.
     """
-    error: OSError | None = None
+    error: Exception | None = None
     waiting = list(files)
     current: SafetensorsFile | None = None
-    for name, tensor in stream:
+    for name, tensor in _ending_alone(stream):
         if error is not None:
             continue
         try:
             if current is None or current.is_complete:
                 current = _next_file(aside, waiting, current)
             current.write(name, tensor)
-        except OSError as err:
+        except Exception as err:  # noqa: BLE001 - it is raised once the others have what they wait for
             error = err
-    if current is not None:
-        current.close()
     if error is not None:
+        with contextlib.suppress(OSError):  # what comes of the first one
+            _close(current)
         raise error
+    _close(current)
+
+
+def _ending_alone(stream: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    try:
+        yield from stream
+    except Exception as err:
+        raise Alone(err) from err
+
+
+def _close(file: SafetensorsFile | None) -> None:
+    if file is not None:
+        file.close()
 
 
 def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | None) -> SafetensorsFile:

@@ -173,6 +173,16 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="megatron.patches.router",
+        why="The z-loss is the mean of the ranks' means, so that it depends on which rank has the padding of a row.",
+        until="apply_z_loss divides by the tokens of all ranks that hold parts of a row",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.transformer.moe.moe_utils:z_loss_func": "13a4c9fa6613",
+            f"{_ROUTER}.apply_z_loss": "b16c325c880f",
+        },
+    ),
+    Change(
+        ours="megatron.patches.router",
         why="Sigmoid scores are always normalized, except for a single expert, and groups are ranked by one rule only.",
         until="topk_routing_with_score_function takes whether to normalize and how to rank groups",
         backends="CPU and GPU",
@@ -332,6 +342,16 @@ CHANGES: tuple[Change, ...] = (
         until="MLP adds the bias of experts to a tensor of its own",
         backends="CPU and GPU",
         rests_on={"megatron.core.transformer.mlp:MLP.forward": "9ac56e9ef8c7"},
+    ),
+    Change(
+        ours="megatron.patches.sharding_check",
+        why="The check that shards fit together raises on the first rank alone; the others wait for it in the save.",
+        until="validate_sharding_integrity raises on all ranks",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.dist_checkpointing.validation:validate_sharding_integrity": "90a6b3fce054",
+            "megatron.core.dist_checkpointing.state_dict_utils:save_preprocess": "337ed1651376",
+        },
     ),
     Change(
         ours="checkpoint.shards",

@@ -39,7 +39,7 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     config = transformer_config(spec, args, backend, virtual_stages=stages)
     kind = implementation(args, backend)
     if config.num_moe_experts:
-        router.install(spec.model)
+        router.install(spec.model, sums_tokens=config.calculate_per_token_loss)
     rope.install()
     has_padding = not (args.padding_free or args.packing)
     layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free and has_padding else TransformerLayer

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from megatron_trainer import environment, gpu_errors
+from megatron_trainer import environment, gpu_errors, lost_peer
 from megatron_trainer.environment import Environment
 from megatron_trainer.process import container, operator_line, ranks
 from megatron_trainer.process.operator_line import OperatorLine
@@ -277,14 +277,24 @@ def _cause(first: Rank | None, ended: Sequence[Rank]) -> Rank | None:
     best = _first_failed(ended)
     if first is None or best is None:
         return best
-    is_silent = first.process.poll() == ExitCode.ERROR and not first.failure_file.exists()
-    return best if is_silent and best.failure_file.exists() else first
+    is_silent = first.process.poll() == ExitCode.ERROR and not _explains(first)
+    return best if is_silent and _explains(best) else first
 
 
 def _first_failed(started: Sequence[Rank]) -> Rank | None:
     """A rank that gave a reason takes precedence over one that merely lost its peers."""
     failed = [rank for rank in started if rank.process.poll() not in (None, 0)]
-    return min(failed, key=lambda rank: (not rank.failure_file.exists(), rank.local_rank), default=None)
+    return min(
+        failed,
+        key=lambda rank: (not _explains(rank), not rank.failure_file.exists(), rank.local_rank),
+        default=None,
+    )
+
+
+def _explains(rank: Rank) -> bool:
+    """Whether it has given a reason of its own: that another rank is gone is none."""
+    written = termination.read(rank.failure_file)
+    return written is not None and not (written.exit_code == ExitCode.ERROR and lost_peer.is_said(written.message))
 
 
 def _record(rank: Rank, env: Environment, count: int) -> TerminationRecord:

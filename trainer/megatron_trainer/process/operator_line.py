@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from megatron_trainer import clock
 from megatron_trainer.environment import Environment
 from megatron_trainer.process import container
 from megatron_trainjob import environment as names
 from megatron_trainjob import launcher
+from megatron_trainjob.checkpoint_folder import NAME
 from megatron_trainjob.launcher import Directive, LauncherReport, Stage
 from megatron_trainjob.termination import TerminationRecord
 
@@ -117,6 +119,7 @@ class OperatorLine:
     """Reports the present state again and again. directive: the last one heard, None before the first.
 
     state: the first to report. patience_s: how long nothing may be heard at first. on_answer: called at the first one.
+    memory_folder: where this node keeps checkpoints in memory.
     """
 
     def __init__(
@@ -126,12 +129,14 @@ class OperatorLine:
         state: LauncherReport,
         patience_s: float,
         on_answer: Callable[[], None],
+        memory_folder: Path | None = None,
     ) -> None:
         self._channel = channel
         self._stages_file = stages_file
         self._state = state
         self._patience_s = patience_s
         self._on_answer = on_answer
+        self._memory_folder, self._began = memory_folder, clock.epoch_s()
         self._container = state.container
         self._since = self._started = self._opened = time.monotonic()
         self._heard_at: float | None = None
@@ -194,6 +199,7 @@ class OperatorLine:
             age_s=time.monotonic() - since,
             failure=state.failure,
             stages_s=stages,
+            memory_iteration=None if self._memory_folder is None else _newest_in(self._memory_folder, self._began),
             container=self._container,
         )
 
@@ -209,7 +215,7 @@ def connected(env: Environment, stages_file: Path, before: LauncherReport | None
     state = replace(first, container=container.count(env))
     patience_s = env.launcher_patience_s if container.was_answered(env) else FIRST_ANSWER_S
     answered = partial(container.note_answer, env)
-    line = OperatorLine(_channel(env.variables), stages_file, state, patience_s, answered)
+    line = OperatorLine(_channel(env.variables), stages_file, state, patience_s, answered, env.memory_folder)
     threading.Thread(target=line.run, name="operator", daemon=True).start()
     try:
         yield line
@@ -234,3 +240,19 @@ def _stages(path: Path, since: float) -> dict[Stage, float]:
         return {}
     moments = {each["stage"]: float(each["at"]) for each in noted}
     return {stage: max(0.0, moments[stage] - since) for stage in launcher.STAGES if stage in moments}
+
+
+def _newest_in(memory: Path, since: float) -> int | None:
+    """The iteration of the newest checkpoint in memory that was written since a moment; None without one.
+
+    A folder gets its name once all nodes have their parts. Older ones may be another run's.
+    """
+    named = ((path, NAME.fullmatch(path.name)) for path in memory.glob("*/*"))
+    return max((int(found[1]) for path, found in named if found and _changed_at(path) >= since), default=None)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a run makes room meanwhile
+        return float("-inf")

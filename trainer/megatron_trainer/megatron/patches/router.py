@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.transformer.moe import moe_utils, router
 
 from megatron_trainjob.families.model import Model, Router
@@ -48,6 +49,22 @@ def count_for_bias(
     with torch.no_grad():
         counted = routing_map if padding_mask is None else routing_map & ~padding_mask[:, None]
         self.local_tokens_per_expert += counted.sum(dim=0)
+
+
+def z_loss(logits_TE: torch.Tensor, coefficient: float, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """This rank's part of the z-loss: the mean is over the real tokens of all ranks that hold parts of the rows.
+
+    megatron-core 0.19 takes the mean of the ranks' means (its coefficient is divided by their number): where padding is
+    on one of them, the tokens of that rank count for more, and the loss depends on how a row is split.
+    """
+    share: torch.Tensor = moe_utils.z_loss_func(logits_TE, coefficient, padding_mask=padding_mask)
+    group = parallel_state.get_tensor_and_context_parallel_group()
+    if padding_mask is None or group.size() == 1:
+        return share
+    own = (~padding_mask).sum()
+    everyones = own.clone()
+    dist.all_reduce(everyones, group=group)
+    return share * (own * group.size() / everyones.clamp(min=1))
 
 
 def differs(model: Model) -> bool:
@@ -103,13 +120,17 @@ def _within_best_groups(choice_TE: torch.Tensor, rule: Router) -> torch.Tensor:
     return grouped_TGE.masked_fill(is_out_TG.unsqueeze(-1), float("-inf")).flatten(-2)
 
 
-def install(model: Model) -> None:
+def install(model: Model, *, sums_tokens: bool) -> None:
     """Replaces megatron-core's functions in the modules of the routers, which imported them by value.
+
+    sums_tokens: losses are sums over tokens (calculate_per_token_loss), for which a rank's mean is multiplied by its
+    own number of tokens again.
 
     The routing applies to every router of the process: there is only one model, and copies of it.
     """
     router.get_tokens_per_expert_and_token_count = count_tokens
     router.TopKRouter._apply_expert_bias = count_for_bias
+    router.z_loss_func = moe_utils.z_loss_func if sums_tokens else z_loss
     router.topk_routing_with_score_function = moe_utils.topk_routing_with_score_function
     if model.router is not None and differs(model):
         router.topk_routing_with_score_function = route_by(model.router)
