@@ -75,6 +75,15 @@ def test_a_gang_restarts_though_a_pod_of_a_lost_node_never_terminates(
     assert selector["megatrontrain.dev/restart-attempt"] == "1"
     quiet_jobs.await_phase("Running")
     assert quiet_jobs.status()["restarts"]["counted"] == 0
+    assert quiet_jobs.status()["lastRestart"]["reason"] == "NodeLost"
+
+
+def test_a_taint_on_a_node_that_is_well_is_an_order_and_no_loss(quiet_jobs: JobClient):
+    quiet_jobs.submit(manifest(failurePolicy={**FAST, "maxRestarts": 0}))
+    quiet_jobs.await_phase("Running")
+    set_condition(quiet_jobs, "job-a0-worker-0", "DisruptionTarget", "DeletionByTaintManager")
+    quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    assert quiet_jobs.await_phase("Running")["lastRestart"]["reason"] == "Preempted"
 
 
 def test_a_pod_that_is_only_slow_to_end_is_waited_for(quiet_jobs: JobClient, lives: dict[str, Life]):

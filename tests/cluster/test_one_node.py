@@ -271,6 +271,7 @@ def test_a_lost_node_brings_the_gang_back_on_the_other_uncounted_to_the_same_los
     status = jobs.await_phase("Succeeded", "moved", PATIENCE_S)
     assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
     assert (status["lastFailure"]["node"], status["lastFailure"]["pod"]) == (lost.name, pods[lost.name])
+    assert status["lastRestart"]["reason"] == "NodeLost"
     assert losses(claims, "moved")[-1] == undisturbed[-1]
 
 

@@ -23,8 +23,9 @@ KILLED = TerminationRecord(exit_code=137, reason="signal 9", rank=1, iteration=N
 LOST_PEER = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=12, message="connection reset")
 
 
-def heard(state="running", failure=None, *, attempt=0, age_s=1.0, stages=None, container=0):
+def heard(state="running", failure=None, *, attempt=0, age_s=1.0, stages=None, container=0, memory=None):
     known = {"attempt": attempt, "state": state, "failure": failure, "age_s": age_s, "container": container}
+    known["memory_iteration"] = memory
     report = LauncherReport(**known, stages_s=stages or {})
     return HeardReport(report=report, at=NOW)
 
@@ -125,6 +126,32 @@ def test_a_checkpoint_in_memory_is_progress_too(spec, iteration, is_at_once):
     restarts = reconcile.plan(job(spec), gang(**launchers, status=status, progress=progress), NOW).status["restarts"]
     assert restarts["counted"] == (1 if is_at_once else 2)
     assert ("nextRetryTime" in restarts) == (not is_at_once)
+
+
+@pytest.mark.parametrize(
+    ("before", "reported", "is_at_once"),
+    [(20, 25, True), (None, 5, True), (20, 20, False), (20, None, False), (20, 15, False)],
+    ids=["a newer one", "the first", "the same", "an older launcher", "memory that was lost"],
+)
+def test_a_checkpoint_in_memory_that_a_launcher_reports_is_progress(before, reported, is_at_once):
+    """Ranks of the next attempt died before any report of theirs arrived: only the launcher knows how far they came."""
+    known = {} if before is None else {"memoryIteration": before}
+    status = restarted(checkpointIteration=10, **known) | {"lastFailure": BEFORE}
+    launchers = {"master": heard(attempt=1, memory=reported), "worker": heard("failed", KILLED, attempt=1)}
+    progress = beat(20, attempt=0, checkpoint_iteration=10)
+    plan = reconcile.plan(job(IN_MEMORY), gang(**launchers, status=status, progress=progress), NOW)
+    assert plan.status["restarts"]["counted"] == (1 if is_at_once else 2)
+    assert ("nextRetryTime" in plan.status["restarts"]) == (not is_at_once)
+    assert plan.status["restarts"].get("memoryIteration") == (before if reported is None else reported)
+
+
+def test_the_iteration_at_which_a_rank_failed_counts_though_no_progress_has_told_it():
+    status = restarted(checkpointIteration=10) | {"lastFailure": BEFORE}
+    worker = heard("failed", replace(KILLED, iteration=25), attempt=1)
+    progress = beat(21, attempt=1, checkpoint_iteration=10)
+    plan = reconcile.plan(job(IN_MEMORY), gang(heard(attempt=1), worker, status=status, progress=progress), NOW)
+    assert plan.status["restarts"]["counted"] == 1
+    assert "nextRetryTime" not in plan.status["restarts"]
 
 
 OTHERWISE = {
@@ -443,7 +470,7 @@ def test_directives_that_a_launcher_receives(status, report, directive):
 
 def test_reports_and_directives_survive_the_wire():
     placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)", gpu_error="GPU 0: Xid 48")
-    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}, container=None).report):
+    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}, container=None, memory=50).report):
         assert launcher.read_report(report.to_fields()) == report
     directive = Directive(attempt=3, ends=True, interval_s=2.0)
     assert launcher.read_directive(directive.to_fields()) == directive

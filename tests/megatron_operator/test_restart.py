@@ -79,7 +79,6 @@ def test_a_rule_may_try_again_after_gpu_memory_ran_out():
         "EvictionByEvictionAPI",
         "DeletionByTaintManager",
         "TerminationByKubelet",
-        "DeletionByPodGC",
     ],
 )
 def test_a_disrupted_pod_restarts_the_gang_uncounted_and_at_once(reason):
@@ -117,6 +116,24 @@ def test_a_lost_node_is_named_as_the_reason():
     decision = decide(pod(0), pod(1, deleting=True, disruption="DeletionByTaintManager"), lost_nodes=lost)
     assert isinstance(decision, Restart)
     assert decision.reason == names.NODE_LOST
+
+
+@pytest.mark.parametrize(
+    ("disruption", "reason"),
+    [
+        ("DeletionByPodGC", names.NODE_LOST),
+        ("DeletionByTaintManager", names.PREEMPTED),
+        ("PreemptionByScheduler", names.PREEMPTED),
+        ("EvictionByEvictionAPI", names.PREEMPTED),
+        ("TerminationByKubelet", names.PREEMPTED),
+    ],
+)
+def test_a_node_that_is_not_known_to_be_lost_is_so_where_its_pods_are_collected(disruption, reason):
+    """A taint alone may be somebody's order. None is counted."""
+    decision = decide(pod(0), pod(1, disruption=disruption))
+    assert isinstance(decision, Restart)
+    assert (decision.reason, decision.failure.reason) == (reason, disruption)
+    assert (decision.counters.counted, decision.delay_s) == (0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Reasons with which the kubelets of Kubernetes 1.30 to 1.37 reject or evict a pod. A table."""
+"""Reasons with which Kubernetes 1.30 to 1.37 rejects, evicts or deletes a pod. A table.
+
+Of a DisruptionTarget condition there are PreemptionByScheduler, EvictionByEvictionAPI, TerminationByKubelet, and those
+below of a pod whose node is gone or may be.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,11 @@ DROPPED = frozenset(
         "Terminated",
     }
 )
+
+# The pod's node no longer exists, or has not been heard of for a long time.
+NODE_IS_GONE = frozenset({"DeletionByPodGC", "NodeLost"})
+# The node has a taint NoExecute: that of a node which is not ready or unreachable, or one that somebody has set.
+TAINTED = "DeletionByTaintManager"
 
 
 def is_admission(reason: str) -> bool:

@@ -250,6 +250,7 @@ def counted(counters: Counters, attempt: int) -> Object:
         "attempt": attempt,
         "uncountedInARow": counters.in_a_row,
         "checkpointIteration": counters.checkpoint_iteration,
+        "memoryIteration": counters.memory_iteration,
     }
     return {key: value for key, value in values.items() if value is not None}
 

@@ -137,6 +137,7 @@ def _restarts() -> Schema:
             "podAttempt": _count("The attempt in the pod names if the ranks have been restarted inside their pods."),
             "uncountedInARow": _count("Consecutive rejected starts."),
             "checkpointIteration": _count("Newest checkpoint when the gang was last restarted."),
+            "memoryIteration": _count("Newest checkpoint in the memory of the nodes when the gang was last restarted."),
             "nextRetryTime": _time("When the next attempt starts."),
         },
     )

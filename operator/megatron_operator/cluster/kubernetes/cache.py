@@ -29,6 +29,7 @@ from megatron_operator.cluster.pod_ends import PodEnds, Successes
 from megatron_operator.core import attempts
 from megatron_operator.core.decide import failure
 from megatron_operator.core.job import Job
+from megatron_operator.core.kubelet_reasons import TAINTED
 from megatron_operator.core.observe import Gang, Pod, Seen, is_owned, read_gang, read_pod, split
 from megatron_operator.core.observe_kueue import KueueSeen, read_workload
 from megatron_trainjob.progress import Progress
@@ -231,11 +232,11 @@ class Cache:
             on_served()
 
     async def _lost_nodes(self, pods: tuple[Pod, ...], now: float) -> frozenset[str]:
-        """Nodes that are deleted or not ready, among those whose pods should have ended by now."""
+        """Nodes that are deleted or not ready, among those whose pods should have ended or are taken for a taint."""
         if not self._extent.nodes:
             return frozenset()
-        stuck = {pod.node for pod in pods if pod.node and pod.deleting and (pod.grace_ends or now) < now}
-        return frozenset([node for node in sorted(stuck) if await self._is_lost(node)])
+        asked = {pod.node for pod in pods if pod.node and (_is_stuck(pod, now) or pod.disruption == TAINTED)}
+        return frozenset([node for node in sorted(asked) if await self._is_lost(node)])
 
     async def _is_lost(self, node: str) -> bool:
         """Whether the node is deleted or not ready; cached for NODE_AGE_S."""
@@ -246,6 +247,10 @@ class Cache:
             is_lost = raw is None or not _is_ready(raw)
             self._nodes[node] = (loop_time, is_lost)
         return is_lost
+
+
+def _is_stuck(pod: Pod, now: float) -> bool:
+    return pod.deleting and (pod.grace_ends or now) < now
 
 
 def _selector(raw: Object) -> Mapping[str, str]:

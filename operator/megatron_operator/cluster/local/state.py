@@ -129,7 +129,7 @@ def reopened(status: Object) -> Object:
     kept = [condition for condition in status.get("conditions", ()) if condition["type"] not in forgotten]
     facts = {key: value for key, value in status.items() if key not in ("completionTime", "startTime")}
     again = {"total": restarts.get("total", 0), "counted": 0, "attempt": restarts.get("attempt", 0) + 1}
-    checkpoint = {key: restarts[key] for key in ("checkpointIteration",) if key in restarts}
+    checkpoint = {key: restarts[key] for key in ("checkpointIteration", "memoryIteration") if key in restarts}
     return {**facts, "conditions": kept, "restarts": {**again, **checkpoint}, "phase": "Pending"}
 
 

@@ -58,13 +58,15 @@ class Counters:
     """status.restarts without the attempt: everything that a restart has to carry over.
 
     in_a_row: restarts caused by admission races since the last counted restart or new checkpoint.
-    checkpoint_iteration: the newest checkpoint when the last restart was decided.
+    checkpoint_iteration, memory_iteration: the newest checkpoint of the volume, and in the memory of the nodes, when
+    the last restart was decided.
     """
 
     total: int = 0
     counted: int = 0
     in_a_row: int = 0
     checkpoint_iteration: int | None = None
+    memory_iteration: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

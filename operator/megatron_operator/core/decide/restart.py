@@ -145,22 +145,44 @@ def count(job: Job, seen: Seen, kind: Kind) -> Counters:
         counted=before.counted + is_counted,
         in_a_row=before.in_a_row + 1 if is_race else 0,
         checkpoint_iteration=latest_checkpoint(seen),
+        memory_iteration=latest_in_memory(seen),
     )
 
 
 def has_progressed(job: Job, seen: Seen) -> bool:
     """Whether a checkpoint was written since the last restart: resuming from it at once is not a crash loop."""
-    is_saved = (latest_checkpoint(seen) or 0) > (read_counters(seen).checkpoint_iteration or 0)
-    return is_saved or _has_newer_in_memory(job, seen)
+    before = read_counters(seen)
+    is_saved = (latest_checkpoint(seen) or 0) > (before.checkpoint_iteration or 0)
+    is_in_memory = (latest_in_memory(seen) or 0) > (before.memory_iteration or 0)
+    return is_saved or is_in_memory or _has_passed_memory(job, seen)
 
 
-def _has_newer_in_memory(job: Job, seen: Seen) -> bool:
-    """Whether this attempt has trained past the last failure by as many steps as lie between checkpoints in memory."""
+def _has_passed_memory(job: Job, seen: Seen) -> bool:
+    """Whether this attempt has trained past the last failure by as many steps as lie between checkpoints in memory.
+
+    For launchers that do not say what lies in memory.
+    """
     last = seen.status.get("lastFailure")
-    reached = last.get("iteration") if last else 0
-    if job.checkpoint.memory is None or seen.beat is None or reached is None:
+    before, now = last.get("iteration") if last else 0, _reached(seen)
+    if job.checkpoint.memory is None or now is None or before is None:
         return False
-    return seen.beat.iteration >= reached + job.checkpoint.memory.interval
+    return now >= before + job.checkpoint.memory.interval
+
+
+def _reached(seen: Seen) -> int | None:
+    """The last known iteration of this attempt; a rank that has failed may know a later one than the progress."""
+    known = [pod.iteration for pod in seen.current] + [seen.beat.iteration if seen.beat else None]
+    return max((each for each in known if each is not None), default=None)
+
+
+def latest_in_memory(seen: Seen) -> int | None:
+    """The iteration of the newest checkpoint in memory that a launcher of these pods reports, else the persisted one.
+
+    It may be an earlier one where a node has lost its memory: from there on, progress is counted anew.
+    """
+    heard = [seen.launchers[pod.name].report.memory_iteration for pod in seen.current if pod.name in seen.launchers]
+    reported = max((each for each in heard if each is not None), default=None)
+    return read_counters(seen).memory_iteration if reported is None else reported
 
 
 def latest_checkpoint(seen: Seen) -> int | None:
@@ -177,6 +199,7 @@ def read_counters(seen: Seen) -> Counters:
         counted=restarts.get("counted", 0),
         in_a_row=restarts.get("uncountedInARow", 0),
         checkpoint_iteration=restarts.get("checkpointIteration"),
+        memory_iteration=restarts.get("memoryIteration"),
     )
 
 
@@ -189,6 +212,7 @@ def _by_rule(rule: Rule, failure: Failure, seen: Seen) -> Verdict:
 
 
 def _restart_reason(seen: Seen, failure: Failure) -> str:
-    if failure.node and failure.node in seen.lost_nodes:
+    is_lost = failure.node is not None and failure.node in seen.lost_nodes
+    if is_lost or failure.reason in kubelet_reasons.NODE_IS_GONE:
         return names.NODE_LOST
     return names.PREEMPTED if is_disruption(seen, failure) else names.POD_FAILED
