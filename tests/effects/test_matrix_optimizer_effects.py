@@ -170,6 +170,18 @@ def test_the_embedding_and_the_output_layer_may_have_a_rate_of_their_own(train):
 
 
 @effect("muon_tp_mode")
+def test_matrices_of_two_ranks_are_one_matrix_or_two_of_which_each_is_made_orthogonal(train):
+    """Blockwise, the default, the second step starts from other weights than on one rank."""
+    given = {**PLAIN, **EXACT, "optimizer": "muon", "train_iters": 2}
+    split = {"tensor_model_parallel_size": 2, "ranks": 2}
+    one = train(**given).column("lm loss")
+    whole = train(**given, **split, muon_tp_mode="duplicated").column("lm loss")
+    blockwise = train(**given, **split).column("lm loss")
+    assert whole == pytest.approx(one, abs=1e-3)
+    assert blockwise[0] == pytest.approx(one[0], abs=1e-4)
+    assert abs(blockwise[1] - one[1]) > 2e-3
+
+
 @pytest.mark.slow
 def test_layouts_train_alike_but_for_the_blockwise_mode(train):
     """Matrices that two ranks share are orthogonalized as one, or (blockwise) each part on its own."""

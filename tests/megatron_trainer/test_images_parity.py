@@ -102,7 +102,7 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
             *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
             *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
             *(("glm4v", layout) for layout in LAYOUTS),
-            *(("glm4v_moe", layout) for layout in (*LAYOUTS, *OF_EXPERTS)),
+            *(("glm4v_moe", layout) for layout in (*LAYOUTS, *OF_EXPERTS) if layout != "tp2"),
             *(("internvl", layout) for layout in LAYOUTS),
             *(("internvl_qwen3", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
             *(("internvl_qwen3_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
@@ -139,7 +139,7 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         )
     },
     **{f"glm4v, {layout}": ("glm4v", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "cp2")},
-    **{f"glm4v_moe, {layout}": ("glm4v_moe", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "ep2")},
+    **{f"glm4v_moe, {layout}": ("glm4v_moe", layout, "nothing", {}) for layout in ("one rank", "tp2 ep2", "pp2", "ep2")},
     "tiles, reentrant": ("internvl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "tiles before experts": ("internvl_qwen3_moe", "one rank", "nothing", {}),
     "tiles before stacked experts": ("internvl_gpt_oss", "one rank", "nothing", {}),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers.masking_utils import sliding_window_causal_mask_function
 
 from megatron_trainer.data.collate import RowShape, collate, row_multiple, sample_multiple
 from megatron_trainer.data.values import Pair, Sample
@@ -36,6 +37,15 @@ def test_padding_free_row():
     assert (batch.max_seqlen, batch.num_samples, batch.num_tokens, batch.channels) == (3, 2, 5, ("a", None))
     assert batch.num_pairs == (1 + 2 + 3) + (1 + 2)
     assert batch.attention_mask is None
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7])
+@pytest.mark.parametrize("shape", [RowShape(pad_id=0, row_multiple=4), RowShape(pad_id=0, padding_free=False)])
+def test_pairs_within_a_window_are_those_that_transformers_mask_leaves(shape, window):
+    sees = sliding_window_causal_mask_function(window)
+    places = [torch.arange(length) for length in (3, 2)]
+    expected = sum(int(sees(0, 0, each[:, None], each[None]).sum()) for each in places)
+    assert int(collate([A, B], shape).num_near_pairs(window)) == expected
 
 
 def test_samples_of_one_length_are_rows_where_that_is_wanted_and_nothing_would_pad_them():

@@ -1,10 +1,17 @@
 """FLOPs against counts done by hand."""
 
+import json
+
 import pytest
 
 from megatron_trainer.report import flops
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read
+from megatron_trainjob.memory import speed
+from tests.support.models import tiny_model
+from tests.support.ranks import counted_flops
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, write_data
 
 FULL, LORA = TrainArgs(train_type="full"), TrainArgs(train_type="lora")
 LLAMA = {
@@ -16,6 +23,8 @@ LLAMA = {
     "num_key_value_heads": 2,
     "vocab_size": 1000,
 }
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 4}
 
 
 def flops_per_token(config, args):
@@ -124,3 +133,40 @@ def test_latent_attention_counts_its_low_rank_matrices():
 def test_a_pair_of_query_and_key_costs_score_and_value_in_every_head():
     """Forward 2 * 16 for the score and 2 * 16 for the value, three times that with backward, in 4 heads of 3 layers."""
     assert flops_per_pair(LLAMA) == 3 * (2 * 16 + 2 * 16) * 4 * 3
+
+
+def test_layers_with_a_window_count_the_pairs_within_it():
+    """Qwen2 with a window in the last two of three layers."""
+    model = read(LLAMA | {"model_type": "qwen2", **WINDOW, "max_window_layers": 1})
+    of_layer = 3 * (2 * 16 + 2 * 16) * 4
+    assert (flops.flops_per_pair(model), flops.flops_per_near_pair(model)) == (of_layer, 2 * of_layer)
+    assert flops.flops_per_near_pair(read(LLAMA)) == 0
+
+
+@pytest.mark.parametrize(("length", "window"), [(8, 8), (8, 3), (8, 1), (5, 40)])
+def test_a_plan_counts_the_keys_of_a_token_exactly(length, window):
+    pairs = sum(min(query + 1, window) for query in range(length))
+    assert speed._keys(length, window) * length == pytest.approx(pairs)
+
+
+def test_a_window_makes_a_planned_step_shorter_where_samples_are_longer_than_it():
+    args = TrainArgs(max_length=4096, micro_batch_size=1, global_batch_size=1)
+
+    def seconds(**window):
+        model = read(LLAMA | {"model_type": "qwen2", "max_window_layers": 0, **window})
+        return speed._forward(args, model, tokens=4096).scores
+
+    windowed = seconds(**WINDOW)
+    assert windowed / seconds() == pytest.approx((1 + 2 + 3 + 4 * 4093) / (4096 * 4097 / 2))
+    assert seconds(**WINDOW | {"sliding_window": 4096}) == seconds()
+
+
+@pytest.mark.dist
+def test_a_run_of_a_model_with_a_window_counts_the_pairs_within_it(tmp_path):
+    folder = tiny_model.make("mistral_window", tmp_path)
+    given = arguments(folder, write_data(tmp_path / "train.jsonl"), tmp_path / "run", train_iters=1)
+    [(tokens, pairs, near_pairs, counted)] = gloo_ranks(1).run(counted_flops.of_steps, given)[0]
+    model = read(json.loads((folder / "config.json").read_text()))
+    assert 0 < near_pairs < model.window * tokens < pairs
+    expected = flops.flops_per_token(model, FULL) * tokens + flops.flops_per_near_pair(model) * near_pairs
+    assert counted == pytest.approx(expected)

@@ -268,6 +268,10 @@ class MicroBatch:
     num_patches: int = 0
     num_pairs: int = 0
 
+    def num_near_pairs(self, window: int) -> Tensor:
+        """Pairs of real tokens (query, key) of which the key is one of the last `window` tokens up to the query."""
+        return (self.position_ids_BT + 1).clamp(max=window)[self.sequence_BT >= 0].sum()
+
     def pin_memory(self) -> MicroBatch:
         """The micro-batch in memory that a GPU reads by itself. torch's loader calls this, in a thread of its own."""
         values = ((one.name, getattr(self, one.name)) for one in fields(self))

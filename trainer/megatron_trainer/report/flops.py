@@ -11,6 +11,7 @@ from math import prod
 
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import score_widths
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.vision import MERGING, PREFIX, Vision, is_aligner, is_looked_up
 
@@ -57,8 +58,15 @@ def _matrices(vision: Vision, *, of_aligner: bool) -> float:
 
 
 def flops_per_pair(model: Model) -> float:
-    """FLOPs of one (query, key) pair over the heads of all attention, forward and backward: scores, then their values.
+    """FLOPs of one (query, key) pair over the heads of all layers without a window, forward and backward: scores, then
+    their values.
 
-    A causal sample of n tokens has n * (n + 1) / 2 pairs. Step FLOPs = tokens * flops_per_token + pairs * this.
+    A causal sample of n tokens has n * (n + 1) / 2 pairs. Step FLOPs = tokens * flops_per_token + pairs * this + near
+    pairs * flops_per_near_pair.
     """
-    return 3 * 2.0 * model.head_widths
+    return 3 * 2.0 * score_widths.of_far_pairs(model)
+
+
+def flops_per_near_pair(model: Model) -> float:
+    """The same over the layers in which a token attends to the last `window` tokens: pairs in that reach."""
+    return 3 * 2.0 * score_widths.of_near_pairs(model)

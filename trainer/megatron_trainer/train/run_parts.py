@@ -61,6 +61,7 @@ class Run:
     saves: Pace
     flops_per_token: float
     flops_per_pair: float
+    flops_per_near_pair: float
     flops_per_patch: float
     termination: Termination
     stop_words: tuple[str, ...] = ()

@@ -31,7 +31,8 @@ class StepResult:
 
     num_tokens: real ones, without padding.
     channel_losses: sum and count over the global batch of each channel that it has.
-    num_pairs: pairs of tokens of which one attends to the other, num_patches: of images and videos; for counting FLOPs.
+    num_pairs: pairs of tokens of which one attends to the other, num_near_pairs: those within the window of sliding
+    attention, num_patches: of images and videos; for counting FLOPs.
     own_seconds: of each rank's forward and backward passes, up to where it first waits for the others' gradients.
     """
 
@@ -43,6 +44,7 @@ class StepResult:
     stop_requested: bool
     num_tokens: int
     num_pairs: int
+    num_near_pairs: int
     num_patches: int
     seconds: float
     own_seconds: tuple[float, ...]
@@ -72,6 +74,7 @@ def train_step(
         stop_requested=stop_requested,
         own_s=own.seconds(),
         further=of_routers,
+        window=0 if engine.config.window_size is None else engine.config.window_size[0] + 1,
     )
     channel_losses = _channel_losses(task, metrics)
     backend.synchronize()
@@ -85,6 +88,7 @@ def train_step(
         stop_requested=sums.stop_requested,
         num_tokens=sums.num_tokens,
         num_pairs=sums.num_pairs,
+        num_near_pairs=sums.num_near_pairs,
         num_patches=sums.num_patches,
         seconds=ended - started,
         own_seconds=sums.own_seconds,
@@ -146,6 +150,7 @@ class _Sums:
     losses: dict[str, float]
     num_tokens: int
     num_pairs: int
+    num_near_pairs: int
     num_patches: int
     stop_requested: bool
     own_seconds: tuple[float, ...]
@@ -161,14 +166,15 @@ def _reduce(
     stop_requested: bool,
     own_s: float = 0.0,
     further: torch.Tensor | None = None,
+    window: int = 0,
 ) -> _Sums:
     """Sums over the ranks, in one collective and one copy to the host, for which alone a step waits after its update.
 
     Of ranks with the same values one contributes; context-parallel ranks hold different tokens. own_s: of this rank.
-    further: numbers of which every rank contributes its own, float64.
+    further: numbers of which every rank contributes its own, float64. window: of sliding attention, 0 without.
     """
     names = task.losses
-    num_sums, num_ranks = 2 * len(names) + 4, dist.get_world_size()
+    num_sums, num_ranks = 2 * len(names) + 5, dist.get_world_size()
     num_further = 0 if further is None else len(further)
     everything = torch.zeros(num_sums + num_ranks + num_further, dtype=torch.float64, device=backend.device)
     totals = everything[:num_sums]
@@ -177,6 +183,7 @@ def _reduce(
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
         if parallel_state.get_context_parallel_rank() == 0:
+            totals[-5] = sum(batch.num_near_pairs(window) for batch in batches) if window else 0
             totals[-4] = sum(batch.num_patches for batch in batches)
             totals[-3] = sum(batch.num_tokens for batch in batches)
             totals[-2] = sum(batch.num_pairs for batch in batches)
@@ -192,6 +199,7 @@ def _reduce(
         losses=dict(means),
         num_tokens=int(values[-3]),
         num_pairs=int(values[-2]),
+        num_near_pairs=int(values[-5]),
         num_patches=int(values[-4]),
         stop_requested=values[-1] > 0,
         own_seconds=own_seconds,

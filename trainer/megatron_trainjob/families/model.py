@@ -368,14 +368,6 @@ class Model:
             for layer in self.all_layers
         )
 
-    @property
-    def head_widths(self) -> int:
-        """Multiplications of a (query, key) pair in all layers: with the key, then with the value."""
-        return sum(
-            self.num_heads * (each.qk_head_size + each.v_head_size)
-            for each in (self.at(layer) for layer in self.all_layers if not self.is_linear(layer))
-        )
-
     def _attention_weights(self) -> int:
         """Weights in the matrices of one layer's attention, without norms and biases."""
         hidden, heads = self.hidden_size, self.num_heads

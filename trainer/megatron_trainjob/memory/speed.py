@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from megatron_trainjob.args import derive, head, placement
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import score_widths
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.memory.estimate import MemoryEstimate
 
@@ -70,13 +71,20 @@ def _forward(args: TrainArgs, shape: Model, tokens: int) -> _Forward:
     layers = shape.weights_per_token - shape.hidden_size * shape.vocab_size
     attention = shape.mixing_weights
     longest = derive.longest_sample(args, shape.max_position_embeddings) or 0
-    pair = 2 * shape.head_widths
+    far, near = score_widths.of_far_pairs(shape), score_widths.of_near_pairs(shape)
+    scores = far * _keys(longest, longest) + near * _keys(longest, shape.window)
     return _Forward(
         attention=2 * tokens * attention / ranks,
-        scores=tokens * longest / 2 * pair / ranks,
+        scores=2 * tokens * scores / ranks,
         feed_forward=2 * tokens * (layers - attention) / ranks,
         output=2 * tokens * output / ranks,
     )
+
+
+def _keys(length: int, window: int) -> float:
+    """Keys of a token on average in a sample of this length, of which it sees itself and those before in the window."""
+    reach = min(window, length)
+    return reach - reach * (reach - 1) / 2 / length if length else 0.0
 
 
 def _recomputed(args: TrainArgs, shape: Model, forward: _Forward) -> float:
