@@ -139,7 +139,9 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         )
     },
     **{f"glm4v, {layout}": ("glm4v", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "cp2")},
-    **{f"glm4v_moe, {layout}": ("glm4v_moe", layout, "nothing", {}) for layout in ("one rank", "tp2 ep2", "pp2", "ep2")},
+    **{
+        f"glm4v_moe, {layout}": ("glm4v_moe", layout, "nothing", {}) for layout in ("one rank", "tp2 ep2", "pp2", "ep2")
+    },
     "tiles, reentrant": ("internvl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "tiles before experts": ("internvl_qwen3_moe", "one rank", "nothing", {}),
     "tiles before stacked experts": ("internvl_gpt_oss", "one rank", "nothing", {}),

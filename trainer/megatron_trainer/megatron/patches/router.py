@@ -64,7 +64,8 @@ def z_loss(logits_TE: torch.Tensor, coefficient: float, padding_mask: torch.Tens
     own = (~padding_mask).sum()
     everyones = own.clone()
     dist.all_reduce(everyones, group=group)
-    return share * (own * group.size() / everyones.clamp(min=1))
+    weight: torch.Tensor = own * group.size() / everyones.clamp(min=1)
+    return share * weight
 
 
 def differs(model: Model) -> bool:
