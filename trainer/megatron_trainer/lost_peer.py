@@ -1,4 +1,4 @@
-"""How a rank that merely lost another is told from the one that failed: by what gloo, NCCL and the store say.
+"""How a rank that merely lost another is distinguished from the one that failed: by what gloo, NCCL and the store say.
 
 A rank that ends takes its connections along, so that others fail within milliseconds, and may be the first whose end is
 seen. What they report is a consequence: it is neither a wrong checkpoint nor a full disk.

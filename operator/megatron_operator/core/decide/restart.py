@@ -178,7 +178,7 @@ def _reached(seen: Seen) -> int | None:
 def latest_in_memory(seen: Seen) -> int | None:
     """The iteration of the newest checkpoint in memory that a launcher of these pods reports, else the persisted one.
 
-    It may be an earlier one where a node has lost its memory: from there on, progress is counted anew.
+    It may be an earlier one where a node has lost its memory: progress then starts over from there.
     """
     heard = [seen.launchers[pod.name].report.memory_iteration for pod in seen.current if pod.name in seen.launchers]
     reported = max((each for each in heard if each is not None), default=None)
