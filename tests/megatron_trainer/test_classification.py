@@ -35,7 +35,7 @@ def classify(root):
 
 
 def classifier(root: Path, family: str = "llama") -> Path:
-    return head_ranks.make_classifier(tiny_model.make(family, root))
+    return head_ranks.make_classifier(tiny_model.make(family, root, num_hidden_layers=2))
 
 
 @pytest.mark.parametrize("problem", truth.LABELS)
@@ -90,7 +90,7 @@ LAYOUTS = ("tp2", "tp2 sp", "pp2", "cp2", "dp2")
 @pytest.mark.parametrize("text", LAYOUTS)
 def test_every_layout_learns_the_same(root, classify, text, tuner):
     given = LORA if tuner == "lora" else {}
-    model = tiny_model.make("llama", root)
+    model = tiny_model.make("llama", root, num_hidden_layers=2)
     run, expected = classify(model, text, **given), classify(model, **given)
     assert run.column("loss") == pytest.approx(expected.column("loss"), abs=ABSOLUTE)
     assert run.column("accuracy") == expected.column("accuracy")

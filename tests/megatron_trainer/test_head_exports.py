@@ -31,7 +31,7 @@ LORA = {"train_type": "lora", "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 
 def trained(tmp_path_factory):
     """trained(kind, **arguments): a short run with its export, made once."""
     root = tmp_path_factory.mktemp("heads")
-    model = tiny_model.make("llama", root)
+    model = tiny_model.make("llama", root, num_hidden_layers=2)
     done: dict[str, Path] = {}
 
     def run(kind: str, **given: Any) -> Path:

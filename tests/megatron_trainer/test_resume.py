@@ -382,7 +382,8 @@ def test_adapters_of_another_shape_or_scale_are_refused(lora, tmp_path, changed)
 
 
 def test_experts_go_on_with_other_losses_and_capacity(model_root, tmp_path_factory, tmp_path):
-    experts = base(tiny_model.make("qwen3_moe", model_root), tmp_path_factory.mktemp("experts"))
+    model = tiny_model.make("qwen3_moe", model_root, num_hidden_layers=2)
+    experts = base(model, tmp_path_factory.mktemp("experts"), global_batch_size=2)
     changed = {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.1, "moe_router_dtype": "fp64"}
     changed |= {"moe_router_load_balancing_type": "aux_loss", "moe_expert_capacity_factor": 1.0}
     found = experts.go_on(tmp_path / "losses", changed)

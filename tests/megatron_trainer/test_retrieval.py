@@ -30,7 +30,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(root) -> Path:
-    return tiny_model.make("llama", root)
+    return tiny_model.make("llama", root, num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")

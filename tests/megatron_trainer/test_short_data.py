@@ -1,6 +1,7 @@
 """Data shorter than a step or than a round of ranks: nothing succeeds untrained, every validation row counts."""
 
 import json
+from functools import cache
 
 import pytest
 
@@ -69,10 +70,11 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def whole(model_root, validation, tmp_path_factory):
-    """evaluated(model, ranks, arguments): the lines about one evaluation before any learning."""
+    """evaluated(model, ranks, **arguments): the lines about one evaluation before any learning; made once."""
 
-    def evaluated(name, ranks, given):
-        model = tiny_model.make(name, model_root)
+    @cache
+    def evaluated(name, ranks, **given):
+        model = tiny_model.make(name, model_root, num_hidden_layers=2)
         save = tmp_path_factory.mktemp("run") / "run"
         common = {"val_dataset": [str(validation)], "train_iters": 1, "lr": 1e-12, "enable_channel_loss": True}
         run = train(arguments(model, validation, save, **common, **given), ranks=ranks)
@@ -90,7 +92,7 @@ def whole(model_root, validation, tmp_path_factory):
 def test_every_validation_row_counts_in_every_layout(whole, layout):
     """Five rows on two ranks: the last step has one row, and one rank reads nothing but padding."""
     name, ranks, given = LAYOUTS[layout]
-    alone, spread = whole(name, 1, {}), whole(name, ranks, given)
+    alone, spread = whole(name, 1), whole(name, ranks, **given)
     assert alone["eval_samples"] == 5
     assert {key for key in alone if key.startswith("eval_loss_")} == {f"eval_loss_{number}" for number in range(5)}
     assert spread == pytest.approx(alone, abs=1e-5)

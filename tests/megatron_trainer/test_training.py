@@ -10,12 +10,19 @@ from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.matrix import mostly_slow
+from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import arguments, train, train_on_late_data, write_data
 
 STEPS = 20
 pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def llama(model_root):
+    """A tiny Llama of two layers: no case here needs more."""
+    return tiny_model.make("llama", model_root, num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")
