@@ -69,7 +69,7 @@ def test_what_only_a_shell_knows_is_still_not_carried_over(written, quote):
 def test_a_path_that_nobody_completes_is_told(written):
     manifest, told = written(f"{RUN} --load '$SCRATCH/c'\n")
     assert manifest["spec"]["args"]["load"] == "$SCRATCH/c"
-    assert "spec.args.load: NOT CARRIED OVER: between such quotes nothing replaces what begins with $" in told
+    assert "spec.args.load: NOT CARRIED OVER: begins a name with $ that no shell replaces here" in told
 
 
 def test_a_configuration_is_read_by_no_shell(written):

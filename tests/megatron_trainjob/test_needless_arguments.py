@@ -41,6 +41,7 @@ DONE_ANYWAY = [
     ({**RUN, "context_parallel_size": 2}, {"sequence_parallel_size": 2}, {"sequence_parallel_size": 4}, "sft"),
     (RUN, {"mtp_num_layers": 0}, {"mtp_num_layers": -1}, "sft"),
     (RUN, {"mtp_num_layers": 0}, {"mtp_num_layers": 1}, "rlhf"),
+    ({"model": "/m", "to_mcore": True}, {"mtp_num_layers": 0}, {"mtp_num_layers": -1}, "export"),
     (LORA_DPO, {"ref_load": "/c"}, {"ref_load": "/other"}, "rlhf"),
     ({**RUN, "loss_type": "hinge"}, {"loss_types": ["hinge"]}, {"loss_types": ["ipo"]}, "rlhf"),
     (RM, {"num_labels": 1}, {"num_labels": 2}, "rlhf"),

@@ -45,7 +45,10 @@ EXPERT_DEFAULTS: dict[Version, dict[str, object]] = {
 NOT_CARRIED = "NOT CARRIED OVER"
 FILL_IN = "FILL IN"
 SHELL_ALONE = "contains a variable or command that only a running shell can evaluate; write its value"
-AS_IT_IS = "between such quotes nothing replaces what begins with $, and no path does; write its value"
+AS_IT_IS = "begins a name with $ that no shell replaces here, and no path does; write its value"
+NO_VALUE = "has no value; write one, or remove it"
+FP8_OF_EXPORT: Mapping[str, object] = {"fp8_format": "e4m3", "fp8_recipe": "blockwise", "fp8_param_gather": True}
+"""With these ms-swift 4.x writes the weights that quant_method: fp8 writes here."""
 SECRETS = "is a secret: pass HF_TOKEN to the pods from a Secret (spec.envFrom)"
 
 
@@ -72,7 +75,7 @@ def translate(
 ) -> Translated:
     """The arguments of an ms-swift command. Without a version, it is inferred from names and layout."""
     kept, left_out = [], []
-    for name, value in written.items():
+    for name, value in _without_nulls(_quantized(written, task), task).items():
         carried = _carried(name, value, task)
         if carried.name == "hub_token":
             left_out.append((name, "(hidden)", SECRETS))
@@ -82,6 +85,27 @@ def translate(
     version = version or told_version(written, values, task, world_size)
     added = [] if task == "export" else list(_defaults(values, task, version))
     return Translated(arguments=(*kept, *added), left_out=tuple(left_out), version=version)
+
+
+def _quantized(written: Mapping[str, object], task: Task) -> Mapping[str, object]:
+    """The arguments of an export in FP8 under the name that they have here."""
+    asked = {name: str(written.get(name)).lower() for name in FP8_OF_EXPORT}
+    if task != "export" or asked != {name: str(value).lower() for name, value in FP8_OF_EXPORT.items()}:
+        return written
+    return {name: value for name, value in written.items() if name not in FP8_OF_EXPORT} | {"quant_method": "fp8"}
+
+
+def _without_nulls(written: Mapping[str, object], task: Task) -> dict[str, object]:
+    """A null of a configuration is no argument where nothing is the default here too; no recomputation has a word."""
+    left: dict[str, object] = {}
+    for name, value in written.items():
+        alias = find_alias(name, task)
+        argument = ARGUMENTS.get(alias.canonical if alias else name)
+        if value is None and name == "recompute_granularity":
+            left[name] = "none"
+        elif value is not None or argument is None or argument.default is not None:
+            left[name] = value
+    return left
 
 
 def of_variables(environment: Mapping[str, str], task: Task) -> dict[str, object]:
@@ -136,6 +160,8 @@ def _carried(name: str, value: object, task: Task) -> Carried:
 def _of_shell(name: str, value: object, task: Task) -> Carried:
     alias = find_alias(name, task)
     argument = ARGUMENTS.get(alias.canonical if alias else name)
+    if value is None:
+        return Carried(name=argument.name if argument else name, value=value, remark=f"{NOT_CARRIED}: {NO_VALUE}")
     if argument is None:
         return Carried(name=name, value=value, remark=f"{NOT_CARRIED}: {explain_unknown(name, task)}")
     if argument.is_list and isinstance(value, str):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_trainjob.args.field import TRAINING, Task
+from megatron_trainjob.args.field import EVERY_TASK, TRAINING, Task
 from megatron_trainjob.args.rules.condition import cel_literal, is_, one_of
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 
@@ -52,7 +52,7 @@ REQUESTS = (
         tasks=TRAINING,
         cel=_same("sequence_parallel_size", "context_parallel_size"),
     ),
-    Request(name="mtp_num_layers", holds=lambda args: args.mtp_num_layers == 0, tasks=TRAINING),
+    Request(name="mtp_num_layers", holds=lambda args: args.mtp_num_layers == 0, tasks=EVERY_TASK),
     Request(
         name="ref_load",
         holds=lambda args: args.train_type != "full" and args.ref_load == args.load,

@@ -317,3 +317,9 @@ class Elsewhere:
             "transformers does"
         ),
     )
+    use_persistent_ckpt_worker: bool = arg(
+        False,
+        "Keep the process that writes background saves.",
+        status="no effect",
+        reason="async_save decides how checkpoints are written in the background; the files are the same",
+    )
