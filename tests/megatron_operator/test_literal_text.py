@@ -34,6 +34,12 @@ CASES = {
         f"echo 'costs $NAME' | while read -r text; do {RUN} --system \"$text\"; done",
         "costs $NAME",
     ),
+    "a document of a command": (f"TEXT=$(cat <<'END'\ncosts $NAME\nEND\n)\n{RUN} --system \"$TEXT\"", "costs $NAME"),
+    "a document with values of a command": (
+        f'PRICE=8\n{RUN} --system "$(cat <<END\ncosts $PRICE\nEND\n)"',
+        "costs 8",
+    ),
+    "a string for a command": (f"TEXT=$(cat <<< 'costs $NAME')\n{RUN} --system \"$TEXT\"", "costs $NAME"),
     "the output of a command": (f"TEXT=$(echo 'costs $NAME')\n{RUN} --system \"$TEXT\"", "costs $NAME"),
 }
 
@@ -60,7 +66,9 @@ def test_text_that_the_shell_passes_on_is_carried_over(written, name):
     assert "NOT CARRIED OVER" not in told
 
 
-@pytest.mark.parametrize("quote", ['"$NAME"', "$NAME", '"it\'s $NAME"', "a$(date)", "`date`", "'a'\"$NAME\""])
+@pytest.mark.parametrize(
+    "quote", ['"$NAME"', "$NAME", '"it\'s $NAME"', "a$(date)", "`date`", "'a'\"$NAME\"", '"$(cat <<END\n$NAME\nEND\n)"']
+)
 def test_what_only_a_shell_knows_is_still_not_carried_over(written, quote):
     _, told = written(f"{RUN} --system {quote}\n")
     assert "spec.args.system: NOT CARRIED OVER: contains a variable" in told

@@ -20,7 +20,16 @@ from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read
 from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.parallel import of_parallel
 from megatron_operator.translate.shell.state import Reader, Script
-from megatron_operator.translate.shell.words import Values, appended, parsed, source, text_of, words, written_by
+from megatron_operator.translate.shell.words import (
+    Values,
+    appended,
+    document_text,
+    parsed,
+    source,
+    text_of,
+    words,
+    written_by,
+)
 
 EXPORTING = ("export", "declare -x", "typeset -x")
 HEADER = re.compile(r"#(SBATCH|BSUB|PBS|COBALT|\$)\s+(?P<option>.+)")
@@ -197,7 +206,7 @@ def _redirected(reader: Reader, node: Node) -> None:
             if each.type == "file_redirect"
             for target in each.children_by_field_name("destination")[:1]
         ]
-        _documented(reader, body, _document(reader, document), targets)
+        _documented(reader, body, document_text(document, reader.values), targets)
         for child in document.named_children:
             if child.type in STATEMENTS or child.type in ("pipeline", "command"):
                 _statement(reader, child)
@@ -207,7 +216,7 @@ def _redirected(reader: Reader, node: Node) -> None:
 def _input(reader: Reader, redirects: Sequence[Node], document: Node | None) -> str | None:
     """The text of `< file`, `< <(cat file)`, `<<EOF` or `<<<`; without one what the statement around reads."""
     if document is not None:
-        return _document(reader, document)
+        return document_text(document, reader.values)
     for each in redirects:
         target = each.child_by_field_name("destination")
         if source(each).lstrip("0").startswith("<") and target is not None:
@@ -224,17 +233,6 @@ def _input(reader: Reader, redirects: Sequence[Node], document: Node | None) -> 
 def _after_target(reader: Reader, redirect: Node) -> list[str]:
     """Words behind `> log.txt`, which belong to the command."""
     return [word for each in redirect.children_by_field_name("destination")[1:] for word in words(each, reader.values)]
-
-
-def _document(reader: Reader, node: Node) -> str:
-    """The text of `<<EOF` (with values, unless EOF is quoted) or `<<<`."""
-    if node.type == "herestring_redirect":
-        return text_of(node.named_children[-1], reader.values)
-    body = next((child for child in node.named_children if child.type == "heredoc_body"), None)
-    start = next((source(child) for child in node.named_children if child.type == "heredoc_start"), "")
-    if body is None:
-        return ""
-    return kept(source(body)) if {"'", '"', "\\"} & set(start) else text_of(body, reader.values)
 
 
 def _documented(reader: Reader, node: Node, text: str, targets: Sequence[str]) -> None:
@@ -256,7 +254,7 @@ def _documented(reader: Reader, node: Node, text: str, targets: Sequence[str]) -
 def _command(reader: Reader, node: Node, extra: Sequence[str] = ()) -> None:
     inline = next((child for child in node.named_children if child.type == "herestring_redirect"), None)
     if inline is not None:
-        _documented(reader, node, _document(reader, inline), ())
+        _documented(reader, node, document_text(inline, reader.values), ())
         return
     own, given = _command_words(reader, node)
     _run(reader, node, own, [*given, *extra])

@@ -22,6 +22,7 @@ from megatron_operator.translate.shell.literal import kept, plain
 _PARSER = Parser(Language(tree_sitter_bash.language()))
 EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
 QUOTED = ("string", "raw_string", "ansi_c_string", "translated_string")
+DOCUMENTS = ("heredoc_redirect", "herestring_redirect")
 NAME = re.compile(
     r"\$\{(?P<mark>[#!](?=\w))?(?P<name>\w+|[@*#?!])(?:\[(?P<index>[^\]]*)\])?(?P<rest>.*)\}"
     r"|\$(?P<bare>\w+|[@*#?!$])",
@@ -146,6 +147,17 @@ def text_of(node: Node, values: Values) -> str:
     if node.type == "concatenation":
         return "".join(text_of(part, values) for part in node.children)
     return _unescaped(text)
+
+
+def document_text(node: Node, values: Values) -> str:
+    """The text of `<<EOF` (with values, unless EOF is quoted) or `<<<`."""
+    if node.type == "herestring_redirect":
+        return text_of(node.named_children[-1], values)
+    body = next((child for child in node.named_children if child.type == "heredoc_body"), None)
+    start = next((source(child) for child in node.named_children if child.type == "heredoc_start"), "")
+    if body is None:
+        return ""
+    return kept(source(body)) if {"'", '"', "\\"} & set(start) else text_of(body, values)
 
 
 def expanded(text: str, values: Values) -> str:
@@ -361,6 +373,12 @@ def written_by(node: Node, values: Values, text: str | None) -> str | None:
         if not source(redirect).startswith("<"):
             return None
         text = values.file(plain(text_of(target, values)))
+    document = next((each for each in node.named_children if each.type in DOCUMENTS), None)
+    if document is not None:
+        written = document_text(document, values)
+        if not is_evaluated(written):
+            return None
+        text = plain(written)
     if node.type in ("file_redirect", "redirected_statement") and node.named_children[0].type != "command":
         return text
     command = node.named_children[0] if node.type == "redirected_statement" else node
@@ -369,7 +387,7 @@ def written_by(node: Node, values: Values, text: str | None) -> str | None:
     given = [
         word
         for child in command.named_children
-        if child.type != "file_redirect"
+        if child.type not in ("file_redirect", *DOCUMENTS)
         for word in words(child.named_children[0] if child.type == "command_name" else child, values)
     ]
     return filters.output([*map(plain, given)], text, values.file) if all(map(is_evaluated, given)) else None
