@@ -155,6 +155,7 @@ def test_save_total_limit_keeps_the_newest_checkpoints_and_the_best(train, data)
     settings = {"train_iters": 5, "save_interval": 1}
     assert iterations(train(**settings, save_total_limit=2)) == ["iter_0000004", "iter_0000005"]
     settings |= {"val_dataset": [str(data)], "eval_interval": 1, "lr": 0.3, "lr_decay_style": "constant"}
+    settings |= {"global_batch_size": 4}
     run = train(**settings, save_total_limit=2)
     losses = run.column("eval_lm loss")
     best = 1 + losses.index(min(losses))
@@ -263,7 +264,7 @@ def test_ckpt_format_torch_dist_is_written_and_others_are_not(train):
 )
 def test_save_strategy_decides_when_checkpoints_are_written(train, strategy, saved):
     """18 rows: an epoch ends within steps of four with the fifth and, after 36 rows, with the ninth step."""
-    run = train(save_strategy=strategy, save_interval=4, train_iters=10)
+    run = train(save_strategy=strategy, save_interval=4, train_iters=10, global_batch_size=4)
     assert iterations(run) == [f"iter_{number:07d}" for number in saved]
 
 
@@ -279,7 +280,7 @@ def test_save_strategy_decides_when_checkpoints_are_written(train, strategy, sav
     ids=["epoch", "as the checkpoints", "as its interval", "never"],
 )
 def test_eval_strategy_decides_when_the_validation_set_is_evaluated(train, data, strategies, evaluated):
-    run = train(val_dataset=[str(data)], eval_iters=1, train_iters=10, **strategies)
+    run = train(val_dataset=[str(data)], eval_iters=1, train_iters=10, global_batch_size=4, **strategies)
     assert [line["iteration"] for line in run.log if "eval_lm loss" in line] == evaluated
 
 
@@ -287,6 +288,7 @@ def test_eval_strategy_decides_when_the_validation_set_is_evaluated(train, data,
 def test_best_and_last_lead_to_checkpoints_that_are_kept(train, data):
     """With a rate that undoes what was learned, an early checkpoint stays the best."""
     settings = {"train_iters": 5, "save_interval": 1, "save_total_limit": 2, "lr": 0.3, "lr_decay_style": "constant"}
+    settings |= {"global_batch_size": 4}
     run = train(**settings, val_dataset=[str(data)], eval_interval=1)
     losses = run.column("eval_lm loss")
     best = 1 + losses.index(min(losses))

@@ -349,7 +349,7 @@ def test_enable_channel_loss_reports_the_loss_of_each_channel(train, write):
 @effect("mlp_padding_free")
 def test_mlp_padding_free_passes_over_padding_in_the_feed_forward_block(train, llama, data):
     """Equal losses, with full recomputation too; the block's input shrinks from whole rows to the real tokens."""
-    padded = {"padding_free": False, "micro_batch_size": 4, "train_iters": 3}
+    padded = {"padding_free": False, "micro_batch_size": 4, "global_batch_size": 4, "train_iters": 3}
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     plain, spared, again = train(**padded), *(train(**padded, mlp_padding_free=True, **more) for more in ({}, full))
     assert spared.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-5)

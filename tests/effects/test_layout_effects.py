@@ -27,7 +27,9 @@ def llama(four_layers):
 def plain(llama, data, tmp_path_factory):
     """The run of one rank, evaluated and exported."""
     save = tmp_path_factory.mktemp("plain") / "run"
-    return tiny_run.train(tiny_run.arguments(llama, data, save, val_dataset=[str(data)], to_hf=True))
+    return tiny_run.train(
+        tiny_run.arguments(llama, data, save, val_dataset=[str(data)], to_hf=True, global_batch_size=2)
+    )
 
 
 def layout(run) -> dict[str, int]:
@@ -169,6 +171,7 @@ def test_chunks_take_turns_where_ranks_hold_experts_each(train, model_root, trai
     """Two stages of two chunks, and in each stage two ranks with half of the experts; saved, resumed and exported."""
     model = str(tiny_model.make("qwen3_moe", model_root))
     given = {"model": model, "train_type": train_type, "lora_dropout": 0.0, "dataloader_type": "single", "to_hf": True}
+    given |= {"global_batch_size": 4}
     given |= {"merge_lora": True} if train_type == "lora" else {}
     split = {
         "ranks": 4,
@@ -236,8 +239,9 @@ def test_tied_embeddings_learn_the_same_over_two_ranks(train, model_root, given)
 def test_tied_embeddings_learn_preferences_the_same_over_two_stages(train, model_root, tmp_path, kind):
     model = str(tiny_model.make("llama_tied", model_root))
     given = {"model": model, "dataset": [str(preference_data.write(tmp_path / "pairs.jsonl"))], "rlhf_type": kind}
-    one = train(task="rlhf", micro_batch_size=2, **given)
-    run = train(task="rlhf", micro_batch_size=2, ranks=2, pipeline_model_parallel_size=2, **given)
+    given |= {"micro_batch_size": 2, "global_batch_size": 4}
+    one = train(task="rlhf", **given)
+    run = train(task="rlhf", ranks=2, pipeline_model_parallel_size=2, **given)
     assert (one.exit_code, run.exit_code) == (0, 0), (one.message, run.message)
     assert run.column("grad_norm") == pytest.approx(one.column("grad_norm"), rel=1e-4)
 

@@ -100,7 +100,7 @@ def reference_losses(llama, data, make_step) -> list[float]:
     order = iter(Sampler(num_items=len(rows), micro_batch_size=1, data_parallel_rank=0, data_parallel_size=1))
     losses = []
     for _ in range(4):
-        batch = [rows[index] for _ in range(4) for index in next(order)]
+        batch = [rows[index] for _ in range(2) for index in next(order)]
         count = sum((labels[1:] != -100).sum().item() for _, labels in batch)
         total = sum(
             torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], labels[1:], reduction="sum")

@@ -14,6 +14,7 @@ from tests.support.ranks import tiny_run
 from tests.support.ranks.exporting import export
 
 pytestmark = pytest.mark.dist
+PACKED = {"packing": True, "max_length": 96, "global_batch_size": 2}
 
 
 @effect("mtp_num_layers")
@@ -22,7 +23,7 @@ def test_a_run_trains_saves_resumes_and_exports_the_layers(name: str, model_root
     """The checkpoint of two stages goes on with one, and the export has the trained layers and equal copies."""
     model = prediction_model.make(name, model_root, number=1)
     data = tiny_run.write_data(tmp_path / "rows.jsonl")
-    common = {"mtp_num_layers": 1, "train_iters": 4, "save_interval": 2, "packing": True, "max_length": 96}
+    common = {"mtp_num_layers": 1, "train_iters": 4, "save_interval": 2, **PACKED}
     whole = tiny_run.train(tiny_run.arguments(model, data, tmp_path / "whole", to_hf=True, **common))
     assert whole.exit_code == 0, whole.message
     first = {**common, "train_iters": 2, "lr_decay_iters": 4, "pipeline_model_parallel_size": 2}
@@ -69,7 +70,7 @@ def test_the_factor_weighs_the_later_tokens(model_root: Path, tmp_path: Path):
     data = tiny_run.write_data(tmp_path / "rows.jsonl")
 
     def run(name: str, **given: object) -> tiny_run.TinyRun:
-        found = tiny_run.train(tiny_run.arguments(model, data, tmp_path / name, packing=True, max_length=96, **given))
+        found = tiny_run.train(tiny_run.arguments(model, data, tmp_path / name, **PACKED, **given))
         assert found.exit_code == 0, found.message
         return found
 

@@ -16,7 +16,7 @@ from tests.support.ranks import tiny_run
 pytestmark = pytest.mark.dist
 
 LN2 = math.log(2)
-KTO = {"rlhf_type": "kto", "micro_batch_size": 4}
+KTO = {"rlhf_type": "kto", "micro_batch_size": 4, "global_batch_size": 4}
 LORA = {"train_type": "lora", "lora_rank": 4, "lora_dropout": 0.0, "lr": 1e-2}
 
 
@@ -29,7 +29,8 @@ def prefer(llama, tmp_path_factory):
     @cache
     def run(**given):
         save = Path(given.pop("save", root / f"run{len(list(root.glob('run*')))}"))
-        settings = {"train_iters": 2, "dataset_shuffle": False, "dataloader_type": "single", **given}
+        in_order = {"dataset_shuffle": False, "dataloader_type": "single"}
+        settings = {"train_iters": 2, "global_batch_size": 2, **in_order, **given}
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         made = tiny_run.train(tiny_run.arguments(llama, data, save, **settings), task="rlhf")
         assert made.exit_code == 0, made.message

@@ -162,5 +162,5 @@ def test_an_unset_eval_interval_follows_save_interval(train, data):
 )
 def test_eval_iters_is_the_number_of_global_batches_of_a_round(train, data, iterations, samples):
     """-1 stands for all of the 18 rows, the last batch of 4 is short; no row is read twice."""
-    run = train(val_dataset=[str(data)], eval_iters=iterations, train_iters=1)
+    run = train(val_dataset=[str(data)], eval_iters=iterations, train_iters=1, global_batch_size=4)
     assert run.column("eval_samples") == samples

@@ -26,8 +26,8 @@ def test_train_iters_is_the_number_of_steps(train):
 @effect("max_epochs")
 def test_max_epochs_ends_the_run_after_that_many_passes(train):
     """18 rows, 4 a step: 36 // 4 = 9 steps in two epochs; an earlier end by train_iters wins."""
-    assert len(train(train_iters=None, max_epochs=2).column("lm loss")) == 9
-    assert len(train(train_iters=2, max_epochs=2).column("lm loss")) == 2
+    assert len(train(train_iters=None, max_epochs=2, global_batch_size=4).column("lm loss")) == 9
+    assert len(train(train_iters=2, max_epochs=2, global_batch_size=4).column("lm loss")) == 2
 
 
 @effect("global_batch_size")
@@ -61,7 +61,7 @@ def test_no_initialization_false_starts_from_random_weights(train, plain):
 
 @effect("dataloader_type")
 def test_dataloader_type_single_reads_once_in_order_and_ends(train):
-    run = train(dataloader_type="single", train_iters=9)
+    run = train(dataloader_type="single", train_iters=9, global_batch_size=4)
     assert len(run.column("lm loss")) == 18 // 4
     assert run.exit_code == 0
 
@@ -152,7 +152,7 @@ def test_model_is_the_directory_that_weights_come_from(train, model_root, plain)
 @effect("dataset")
 def test_dataset_names_what_is_read(train, tmp_path, plain):
     few = write_data(tmp_path / "few.jsonl", rows=4)
-    run = train(dataset=[str(few)], train_iters=None, max_epochs=3)
+    run = train(dataset=[str(few)], train_iters=None, max_epochs=3, global_batch_size=4)
     assert len(run.column("lm loss")) == 3
     missing = train(dataset=[str(tmp_path / "missing.jsonl")], name="missing")
     assert missing.exit_code == 66
@@ -164,14 +164,14 @@ def test_val_dataset_is_what_evaluation_reads(train, tmp_path):
     eight, three = (write_data(tmp_path / f"{rows}.jsonl", rows=rows) for rows in (8, 3))
     assert train(val_dataset=[str(eight)], train_iters=1).column("eval_samples") == [8]
     of_one_batch = train(dataset=[str(three)], global_batch_size=3, train_iters=1).column("lm loss")
-    less_than_one = train(val_dataset=[str(three)], train_iters=1, lr=1e-9)
+    less_than_one = train(val_dataset=[str(three)], train_iters=1, lr=1e-9, global_batch_size=4)
     assert less_than_one.column("eval_samples") == [3]
     assert less_than_one.column("eval_lm loss") == pytest.approx(of_one_batch, abs=1e-5)
 
 
 @effect("split_dataset_ratio")
 def test_split_dataset_ratio_holds_rows_out_and_writes_them_down(train):
-    run = train(split_dataset_ratio=0.25, train_iters=None, max_epochs=1)
+    run = train(split_dataset_ratio=0.25, train_iters=None, max_epochs=1, global_batch_size=4)
     held_out = (run.folder / "val_dataset.jsonl").read_text().splitlines()
     assert len(held_out) == 4
     assert run.column("eval_samples") == [4]
