@@ -9,14 +9,15 @@ arguments when each alone is changed in it.
 
 from collections.abc import Callable
 
-EFFECTS: dict[str, Callable[..., object]] = {}
+EFFECTS: dict[str, list[Callable[..., object]]] = {}
 
 
 def effect[Test: Callable[..., object]](*arguments: str) -> Callable[[Test], Test]:
     """Enters the decorated test for each of the arguments and leaves it as it is."""
 
     def enter(test: Test) -> Test:
-        EFFECTS.update(dict.fromkeys(arguments, test))
+        for name in arguments:
+            EFFECTS.setdefault(name, []).append(test)
         return test
 
     return enter

@@ -1,6 +1,8 @@
 """The promise behind docs/arguments.md: whatever is called `works` has a test that shows its effect."""
 
 import importlib
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -22,4 +24,21 @@ def test_every_argument_that_works_has_an_effect_test():
 
 def test_every_effect_names_an_argument_and_is_a_test_that_runs():
     assert sorted(EFFECTS.keys() - ARGUMENTS.keys()) == []
-    assert [test.__name__ for test in EFFECTS.values() if not test.__name__.startswith("test_")] == []
+    tests = [test.__name__ for found in EFFECTS.values() for test in found]
+    assert [name for name in tests if not name.startswith("test_")] == []
+
+
+def test_every_effect_is_shown_by_a_test_that_make_test_runs():
+    assert sorted(name for name, tests in EFFECTS.items() if all(map(is_left_out, tests))) == []
+
+
+def is_left_out(test: Callable[..., object]) -> bool:
+    """Whether the test, or each of its cases, is slow or needs a GPU."""
+    of_module = getattr(sys.modules[test.__module__], "pytestmark", [])
+    marks = [*(of_module if isinstance(of_module, list) else [of_module]), *getattr(test, "pytestmark", [])]
+    cases = [mark.args[1] for mark in marks if mark.name == "parametrize"]
+    return is_any(marks) or any(all(is_any(getattr(case, "marks", ())) for case in each) for each in map(list, cases))
+
+
+def is_any(marks: Iterable[pytest.Mark | pytest.MarkDecorator]) -> bool:
+    return any(mark.name in ("slow", "gpu") for mark in marks)

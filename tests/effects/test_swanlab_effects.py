@@ -8,8 +8,6 @@ from tests.effects.registry import effect
 from tests.support.data.report_records import Clock, run_info, step
 from tests.support.data.swanlab_files import StoredRun, stored_run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
@@ -28,6 +26,7 @@ def stored(tmp_path, monkeypatch):
     return report
 
 
+@pytest.mark.slow
 def test_without_report_to_nothing_is_stored(stored):
     assert stored(swanlab_project="my-project") == []
 
@@ -39,11 +38,7 @@ def test_report_to_sends_a_run_under_default_names(stored, tmp_path):
     assert run.scalars["lm loss"] == {1: 2.5}
 
 
-@effect("swanlab_project")
-def test_a_project_has_its_name(stored):
-    assert [run.project for run in stored(report_to=("swanlab",), swanlab_project="my-project")] == ["my-project"]
-
-
-@effect("swanlab_exp_name")
-def test_an_experiment_has_its_name(stored):
-    assert [run.name for run in stored(report_to=("swanlab",), swanlab_exp_name="my-run")] == ["my-run"]
+@effect("swanlab_project", "swanlab_exp_name")
+def test_a_project_and_an_experiment_have_their_names(stored):
+    [run] = stored(report_to=("swanlab",), swanlab_project="my-project", swanlab_exp_name="my-run")
+    assert (run.project, run.name) == ("my-project", "my-run")

@@ -7,8 +7,6 @@ from megatron_trainjob.args.tree import TrainArgs
 from tests.effects.registry import effect
 from tests.support.data.report_records import Clock, run_info, step
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
@@ -38,12 +36,14 @@ def test_a_project_stores_the_run_under_its_name(stored):
 
 
 @effect("report_to")
+@pytest.mark.slow
 def test_report_to_sends_a_run_under_default_names(stored, tmp_path):
     [content] = stored(report_to=("wandb",)).values()
     assert b"megatron-train-operator" in content
     assert tmp_path.name.encode() in content
 
 
+@pytest.mark.slow
 def test_without_a_project_nothing_is_stored(stored):
     assert stored() == {}
 
