@@ -92,11 +92,13 @@ def stored_gradients(model: Any, aside: Path) -> dict[str, Any]:
     """
     import torch
 
+    from megatron_trainjob.families.weights import in_table
+
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
     model.save_pretrained(aside)
-    buffers = {name for name, _ in model.named_buffers()}
+    buffers = {in_table(name) for name, _ in model.named_buffers()}
     return {name: gradient for name, gradient in in_table_names(aside).items() if name not in buffers}
 
 
