@@ -195,11 +195,12 @@ def test_experts_spread_over_ranks_learn_the_same(train_on):
 
 
 @pytest.mark.dist
-def test_the_z_loss_of_padded_rows_is_the_same_however_ranks_split_them(train_on):
-    """The second of two ranks has most of the padding."""
-    rows = {"padding_free": False, "micro_batch_size": 4, "calculate_per_token_loss": False}
+@pytest.mark.parametrize("sums_tokens", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_z_loss_of_padded_rows_is_the_same_however_ranks_split_them(train_on, sums_tokens):
+    """The second of two ranks has most of the padding. Where tokens are summed, what is logged is the mean of means."""
+    rows = {"padding_free": False, "micro_batch_size": 4, "calculate_per_token_loss": sums_tokens}
     given = {"moe_z_loss_coeff": 1.0, "train_iters": 2, **rows}
     alone = train_on("qwen3_moe", **given)
     split = train_on("qwen3_moe", ranks=2, tensor_model_parallel_size=2, sequence_parallel=True, **given)
-    assert split.column("z_loss") == pytest.approx(alone.column("z_loss"), rel=1e-4)
+    assert split.column("z_loss") == pytest.approx(alone.column("z_loss"), rel=5e-2 if sums_tokens else 1e-4)
     assert split.column("lm loss") == pytest.approx(alone.column("lm loss"), abs=1e-4)
