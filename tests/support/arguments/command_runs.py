@@ -14,11 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Refused, parse
-from tests.support.arguments.command_table import COMMANDS, GENERATES, Outcome, outcome
+from tests.support.arguments.command_table import COMMANDS, GENERATES, Outcome, outcome, read_yaml
 from tests.support.arguments.scaled_runs import MAX_RANKS, SIZES, ScaledRun, scaled, tiny_models_of
 from tests.support.models import tiny_model
 
@@ -128,7 +126,7 @@ def _command_run(command: dict[str, Any]) -> CommandRun:
         return CommandRun(outcome=found, reason=f"no: {found.problems[0].removeprefix('spec.args.').split(';')[0]}")
     if command["command"] == "export":
         return CommandRun(outcome=found, reason="an export: `tests/effects/test_export_effects.py`")
-    spec = yaml.safe_load(found.text)["spec"]
+    spec = read_yaml(found.text)["spec"]
     given = spec["args"]
     name = str(given.get("model") or given.get("load"))
     models = tiny_models_of(name)

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,7 +16,15 @@ from megatron_operator.cli import from_args
 from megatron_operator.core.job import Job
 from megatron_trainjob.args.cli import parse_command_line
 
-COMMANDS = yaml.safe_load((Path(__file__).parent / "reference_commands.yaml").read_text())
+_FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a safe document, by libyaml where it is there: every pytest worker reads all manifests."""
+    return yaml.load(text, Loader=_FAST_LOADER)
+
+
+COMMANDS = read_yaml((Path(__file__).parent / "reference_commands.yaml").read_text())
 GENERATES = ("grpo", "gkd")
 VERSIONS = {"3.8": "3.8", "3.9": "3.9", "4.x": "4"}
 
@@ -56,7 +65,7 @@ def outcome(command: dict, *, tells_version: bool = True) -> Outcome:
         parsed = parse_command_line(shlex.split(written.text, comments=True)[2:], "export")
         problems, warnings = parsed.violations, parsed.warnings
     else:
-        job = manifest.parse(yaml.safe_load(written.text))
+        job = manifest.parse(read_yaml(written.text))
         problems, warnings = ((), job.warnings) if isinstance(job, Job) else (job, ())
     return Outcome(
         version=command["version"],
