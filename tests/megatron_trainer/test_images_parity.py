@@ -50,7 +50,7 @@ QUICK = [
     *(("qwen2_vl", "one rank"), ("qwen3_vl", "tp2 sp"), ("qwen3_vl", "pp2"), ("qwen3_vl_moe", "ep2")),
     *(("qwen3_5", "pp2"), ("qwen3_5_moe", "one rank"), ("glm4v", "cp2"), ("internvl", "tp2 sp")),
     *(("internvl_qwen3", "one rank"), ("internvl_qwen3_moe", "one rank"), ("internvl_gpt_oss", "one rank")),
-    ("glm4v_moe", "one rank"),
+    *(("glm4v_moe", "one rank"), ("gemma4", "one rank"), ("gemma4", "cp2")),
 ]
 """Cases of `make test`, one of each family and of each kind of layout; the others are slow."""
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -103,6 +103,8 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
             *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
             *(("glm4v", layout) for layout in LAYOUTS),
             *(("glm4v_moe", layout) for layout in (*LAYOUTS, *OF_EXPERTS) if layout != "tp2"),
+            *(("gemma4", layout) for layout in (*LAYOUTS, *OF_EXPERTS) if layout != "tp2"),
+            *(("gemma4_causal", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2")),
             *(("internvl", layout) for layout in LAYOUTS),
             *(("internvl_qwen3", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
             *(("internvl_qwen3_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
@@ -140,8 +142,14 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     },
     **{f"glm4v, {layout}": ("glm4v", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "cp2")},
     **{
-        f"glm4v_moe, {layout}": ("glm4v_moe", layout, "nothing", {}) for layout in ("one rank", "tp2 ep2", "pp2", "ep2")
+        f"{name}, {layout}": (name, layout, "nothing", {})
+        for name in ("glm4v_moe", "gemma4")
+        for layout in ("one rank", "tp2 ep2", "pp2", "ep2")
     },
+    "gemma4, cp2": ("gemma4", "cp2", "nothing", {}),
+    "gemma4, vit": ("gemma4", "one rank", "vit", {}),
+    "gemma4 without bounds": ("gemma4_causal", "one rank", "nothing", {}),
+    "gemma4, reentrant": ("gemma4", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "tiles, reentrant": ("internvl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "tiles before experts": ("internvl_qwen3_moe", "one rank", "nothing", {}),
     "tiles before stacked experts": ("internvl_gpt_oss", "one rank", "nothing", {}),
@@ -158,12 +166,13 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
             ("qwen3_5_moe", "ep2"),
             ("internvl", "one rank"),
             ("internvl_qwen3", "tp2 sp"),
+            ("gemma4", "one rank"),
         )
     },
 }
 """The model, the layout, what is frozen, and further arguments."""
 QUICK_ADAPTED = ("vit", "tp2 sp", "stacked experts", "delta nets, one rank", "tiles, one rank, nothing") + (
-    *("glm4v, one rank", "beside a tower in full, qwen3_vl, one rank"),
+    *("glm4v, one rank", "gemma4, one rank", "beside a tower in full, qwen3_vl, one rank"),
 )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from megatron_trainer import backend
 from megatron_trainer.models.spec import read_model
-from megatron_trainer.models.tower import build_tower, features
+from megatron_trainer.models.tower import build_tower, features, layers_and_first
 from megatron_trainer.report.flops import flops_per_patch
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, read
@@ -33,7 +33,7 @@ def test_reentrant_recomputation_trains_layers_behind_frozen_patches(tmp_path: P
     spec = read_model(tmp_path, args)
     tower = build_tower(spec, args, backend.select()).train()
     tower.requires_grad_(False)
-    layers = tower.vision_tower.encoder.layer if spec.model.vision.tile else tower.blocks
+    layers, _ = layers_and_first(tower)
     layers[0].requires_grad_(True)
     pixels, grid = picture(spec.model.vision)
     features(tower, spec.model.vision, pixels, grid)[0].sum().backward()
@@ -71,7 +71,7 @@ def test_flops_of_a_patch_are_those_that_torch_counts(name):
     model = read(config_of(name).to_dict())
     patches, grid = picture(model.vision)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        features(whole if model.vision.tile else whole.visual, model.vision, patches, grid)
+        features(getattr(whole, "visual", whole), model.vision, patches, grid)
     counted = sum(number for kind, number in counter.get_flop_counts()["Global"].items() if "bmm" not in str(kind))
     count = len(patches)
     assert flops_per_patch(model, TrainArgs()) * count == pytest.approx(counted)

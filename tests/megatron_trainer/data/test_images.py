@@ -20,7 +20,7 @@ from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v", "gemma4", "gemma4_v2")
 GLM = ("glm4v", "glm4v_moe")
 SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
@@ -70,6 +70,11 @@ def truth(model, kind, messages, folder, names):
     whole = vision.processor(model, kind)
     shown = whole.apply_chat_template(messages, tokenize=False)
     made = whole(text=[shown], images=[load_image(str(folder / name)) for name in names], return_tensors="np")
+    if vision.is_gemma(kind):
+        places = made["image_position_ids"]
+        values = [row[at[:, 0] >= 0] for row, at in zip(made["pixel_values"], places, strict=True)]
+        grids = [(1, at[:, 1].max() + 1, at[:, 0].max() + 1) for at in places]
+        return made["input_ids"][0].tolist(), np.concatenate(values), np.array(grids)
     if vision.is_cut(kind):
         counts = [
             whole.image_processor.get_number_of_image_patches(*reversed(SIZES[name]), {"crop_to_patches": True})
@@ -112,7 +117,7 @@ ROWS = {
             "images": ["a.png", "b.jpg", "a.png"],
         },
         [
-            {"role": "system", "content": text("Look.")},
+            {"role": "system", "content": "Look."},
             *turns(text(..., "A?"), "a"),
             *turns(text("And?"), "b"),
             *turns(text(..., ..., "?")),

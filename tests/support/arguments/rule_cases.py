@@ -359,7 +359,7 @@ CASES = [
     Case(
         rule="the_family_of_a_name_is_trained",
         good={"model": "google/gemma-2-9b-it"},
-        bad={"model": "google/gemma-4-26B-A4B-it"},
+        bad={"model": "google/gemma-4-E4B-it"},
     ),
     Case(
         rule="a_stream_has_one_worker",

@@ -64,6 +64,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Moonlight|DeepSeek-(V3|R1)", "deepseek_v3"),
     (r"Llama-[23]|SmolLM2", "llama"),
     (r"gpt-oss", "gpt_oss"),
+    (r"gemma-4-26B", "gemma4"),
 )
 # The text decoder of models that are not trained here with images, or not for the task: the other arguments run.
 DECODERS: tuple[tuple[str, str], ...] = (
@@ -74,7 +75,6 @@ DECODERS: tuple[tuple[str, str], ...] = (
     (r"InternVL3_5-GPT-OSS", "gpt_oss"),
     (r"Llama-4", "llama4_text"),
     (r"gemma-4-12B", "gemma4_unified_text"),
-    (r"gemma-4", "gemma4_text"),
 )
 
 

@@ -45,7 +45,24 @@ GLM_TEMPLATE = TILE_TEMPLATE.replace("<IMG_CONTEXT>\n", "".join(GLM_TOKENS[:3]))
     "<video>\n", "".join(GLM_TOKENS[3:])
 )
 """The same as those of GLM-4.1V do."""
+GEMMA_NAMES = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
+GEMMA_TOKENS = ("<bos>", "<|turn>", "<turn|>", *GEMMA_NAMES.values(), "<|video|>")
+GEMMA_PROCESSOR = {
+    "image_processor_type": "Gemma4ImageProcessor",
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "max_soft_tokens": 70,
+}
 TEMPLATES = {
+    "gemma4": "gemma4_v5",
+    "gemma4_v2": "gemma4_v2",
     **dict.fromkeys(("qwen2_5_vl", "qwen2_vl"), "qwen2_5_vl"),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "qwen3_vl"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), "qwen3_5_nothink"),
@@ -70,6 +87,12 @@ def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
+    if is_gemma(kind):
+        around = {"bos_token": "<bos>", "eos_token": "<turn|>", "pad_token": "<|endoftext|>"}
+        whole = PreTrainedTokenizerFast(tokenizer_object=made, **around, extra_special_tokens=GEMMA_NAMES)
+        whole.add_special_tokens({"additional_special_tokens": list(GEMMA_TOKENS)})
+        whole.chat_template = template(kind)
+        return whole
     names = {"extra_special_tokens": TILE_NAMES} if is_cut(kind) else {}
     whole = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", **names)
     if is_cut(kind):
@@ -81,8 +104,18 @@ def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
         whole.chat_template = GLM_TEMPLATE
         return whole
     whole.add_special_tokens({"additional_special_tokens": list(TOKENS)})
-    whole.chat_template = files("trl").joinpath(f"chat_templates/{TEMPLATES[kind]}.jinja").read_text()
+    whole.chat_template = template(kind)
     return whole
+
+
+def template(kind: str) -> str:
+    """The chat template of published models of this kind."""
+    return files("trl").joinpath(f"chat_templates/{TEMPLATES[kind]}.jinja").read_text()
+
+
+def is_gemma(kind: str) -> bool:
+    """Whether models of this kind scale images to a number of tokens."""
+    return kind.startswith("gemma4")
 
 
 def is_cut(kind: str) -> bool:
@@ -96,6 +129,10 @@ def config(kind: str = "qwen2_5_vl") -> dict[str, object]:
     if is_cut(kind):
         sizes = {"image_size": [16, 16], "patch_size": [4, 4]}
         return {"model_type": kind, "vision_config": sizes, "image_token_id": ids["<IMG_CONTEXT>"]}
+    if is_gemma(kind):
+        named = {f"{name}_id": ids[text] for name, text in GEMMA_NAMES.items()}
+        sizes = {"patch_size": 4, "pooling_kernel_size": 2}
+        return {"model_type": "gemma4", "vision_config": sizes, **named, "video_token_id": ids["<|video|>"]}
     if kind.startswith("glm4v"):
         start, image, end, _, video, _ = (ids[token] for token in GLM_TOKENS)
         around = {"image_start_token_id": start, "image_end_token_id": end}
@@ -117,6 +154,9 @@ def write(folder: Path, kind: str = "qwen2_5_vl", *, least: int = 64, most: int 
     if is_cut(kind):
         (folder / "preprocessor_config.json").write_text(json.dumps(TILE_PROCESSOR))
         return folder
+    if is_gemma(kind):
+        (folder / "preprocessor_config.json").write_text(json.dumps(GEMMA_PROCESSOR))
+        return folder
     settings = {
         "image_processor_type": "Glm4vImageProcessor" if kind.startswith("glm4v") else "Qwen2VLImageProcessor",
         "size": {"shortest_edge": least, "longest_edge": most},
@@ -135,6 +175,9 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
     pytest.importorskip("torchvision")
     from transformers import (
         AutoImageProcessor,
+        Gemma4AudioFeatureExtractor,
+        Gemma4Processor,
+        Gemma4VideoProcessor,
         Glm4vProcessor,
         Glm4vVideoProcessor,
         InternVLProcessor,
@@ -156,6 +199,14 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
             tokenizer=own,
             video_processor=InternVLVideoProcessor(**sizes),
             image_seq_length=4,
+            chat_template=own.chat_template,
+        )
+    if is_gemma(kind):
+        return Gemma4Processor(
+            feature_extractor=Gemma4AudioFeatureExtractor(),
+            image_processor=images,
+            tokenizer=own,
+            video_processor=Gemma4VideoProcessor(patch_size=4, pooling_kernel_size=2),
             chat_template=own.chat_template,
         )
     if kind.startswith("glm4v"):

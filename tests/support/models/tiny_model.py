@@ -197,6 +197,29 @@ _GEMMA4 = {
     "final_logit_softcapping": 3.0,
     "tie_word_embeddings": True,
 }
+_GEMMA4_IMAGES = {
+    "vocab_size": VOCAB_SIZE + 4,
+    "image_token_id": VOCAB_SIZE,
+    "video_token_id": VOCAB_SIZE + 1,
+    "boi_token_id": VOCAB_SIZE + 2,
+    "eoi_token_id": VOCAB_SIZE + 3,
+    "audio_config": None,
+    "use_bidirectional_attention": "vision",
+    "hidden_size_per_layer_input": 0,
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 12,
+        "pooling_kernel_size": 2,
+        "patch_size": 4,
+        "position_embedding_size": 160,
+        "use_clipped_linears": True,
+        "standardize": True,
+    },
+}
 _GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
 
 # Name -> (model_type, settings beyond _DECODER).
@@ -291,6 +314,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_k_eq_v": False,
             "attention_bias": True,
             "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4": ("gemma4", {**_GEMMA4, **_GEMMA4_EXPERTS, **_GEMMA4_IMAGES}),
+    "gemma4_causal": (
+        "gemma4",
+        {
+            **_GEMMA4,
+            **_GEMMA4_IMAGES,
+            "use_bidirectional_attention": None,
+            "vision_config": {
+                **_GEMMA4_IMAGES["vision_config"],
+                "use_clipped_linears": False,
+                "standardize": False,
+            },
         },
     ),
     "gemma4_unified_text": ("gemma4_unified_text", {**_GEMMA4, "num_global_key_value_heads": 1}),
@@ -487,11 +524,17 @@ def _randomise(model: Any, *, norm: float) -> None:
             spread = 0.1 if parameter.ndim > 1 else 0.3
             centre = (1.0 if "linear_attn" in name else norm) if "norm" in name and parameter.ndim == 1 else 0.0
             parameter.copy_(torch.randn_like(parameter) * spread + centre)
+            if "encoder.layers." in name and name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.mul_(0.5)  # scores of Gemma-4's tower have no other scale
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
-            elif name.endswith("layer_scalar"):
+            elif name.endswith(("layer_scalar", "std_scale")):
                 buffer.copy_(torch.rand_like(buffer) + 0.5)
+            elif name.endswith("std_bias"):
+                buffer.copy_(torch.randn_like(buffer))
+            elif name.endswith(("_min", "_max")):  # bounds of a linear, near enough to be reached
+                buffer.copy_((torch.rand_like(buffer) + 0.5) * (1 if name.endswith("_max") else -1))
 
 
 @cache

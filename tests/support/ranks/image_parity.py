@@ -176,6 +176,8 @@ def logits_of_transformers(model: Any, one: Any, vision: Any) -> Any:
     import torch
 
     ids = torch.from_numpy(one.input_ids.astype("int64"))[None]
+    if vision.pads_images:
+        return model(ids, **_padded(one, ids)).logits[0]
     if vision.tile:
         tiles = None if one.images is None else torch.from_numpy(one.images.values_PD).view(-1, 3, 16, 16)
         return model(ids, pixel_values=tiles).logits[0]
@@ -189,6 +191,25 @@ def logits_of_transformers(model: Any, one: Any, vision: Any) -> Any:
     if one.images is None and one.videos is None:
         given = {}
     return model(ids, **given).logits[0]
+
+
+def _padded(one: Any, ids: Any) -> dict[str, Any]:
+    """The images of a sample as rows of one length, longer than any, with the column and row of each patch."""
+    import torch
+
+    if one.images is None:
+        return {}
+    longest = 4 + int(one.images.grid_N3.prod(-1).max())
+    values = torch.zeros(len(one.images.grid_N3), longest, one.images.values_PD.shape[1])
+    places = torch.full((*values.shape[:2], 2), -1)
+    first = 0
+    for number, (_, rows, columns) in enumerate(one.images.grid_N3.tolist()):
+        count = rows * columns
+        values[number, :count] = torch.from_numpy(one.images.values_PD[first : first + count])
+        places[number, :count] = torch.tensor([(x, y) for y in range(rows) for x in range(columns)])
+        first += count
+    kinds = {"mm_token_type_ids": (ids == IMAGE).int()}
+    return {"pixel_values": values, "image_position_ids": places, **kinds}
 
 
 def _built(directory: Path, settings: dict[str, Any], virtual_stages: int | None = None) -> Any:
@@ -360,11 +381,11 @@ def runs_of_a_layer(directory: Path, settings: dict[str, Any]) -> tuple[int, boo
     """How often the first layer of the tower runs in one step, and whether it is recomputed as a reentrant graph."""
     import torch
 
-    from megatron_trainer.models.tower import features
+    from megatron_trainer.models.tower import features, layers_and_first
 
     models, spec, args = _built(directory, settings)
     tower, vision = models[0].visual, spec.model.vision
-    layers = tower.vision_tower.encoder.layer if vision.tile else tower.blocks
+    layers, _ = layers_and_first(tower)
     runs = []
     layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))  # recomputation ends inside this part
     grid = (1, 4, 4) if vision.tile else (1, 4, 6)
@@ -389,7 +410,7 @@ def features_in_half(directory: Path) -> float:
     one = sample(2, spec.model.vision)
     pixels, grid = torch.from_numpy(one.images.values_PD), torch.from_numpy(one.images.grid_N3)
     with torch.no_grad():
-        vision, own = spec.model.vision, theirs.model if spec.model.vision.tile else theirs.model.visual
+        vision, own = spec.model.vision, getattr(theirs.model, "visual", theirs.model)
         ours, expected = (features(each.eval(), vision, pixels, grid)[0] for each in (wrapped.module.visual, own))
     return float((ours.float() - expected.float()).abs().max())
 

@@ -36,7 +36,7 @@ from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.vision import Names, is_tower
+from megatron_trainjob.families.vision import Names, is_fixed, is_tower
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,12 @@ def save_adapter(
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
     """
     adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
-    every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
+    every = agree.union(
+        name.rsplit(".", 1)[0]
+        for entry in table.entries(chunks, spec)
+        for name in entry.names
+        if not is_fixed(entry.name)
+    )
     saved = agree.union(_modules_to_save(chunks, spec))
     if problem := _not_loadable(adapted, spec):
         logger.warning("%s; vLLM loads them", problem)
@@ -148,13 +153,19 @@ def _config(
         base_model=str(spec.directory),
         modules_to_save=map(in_model, _whole_tower(saved, every, spec)),
     )
+    known = every | _around_linears(every)
     if not FAMILIES[spec.model.family].stacks_experts:
-        return make(frozenset(map(in_model, adapted)), frozenset(map(in_model, every)))
+        return make(frozenset(map(in_model, adapted)), frozenset(map(in_model, known)))
     as_parameters = stacked_adapter.parameters(every)
     of_adapted = {name: parameter for name, parameter in as_parameters.items() if name in adapted}
-    modules, others = (frozenset(map(in_model, names - as_parameters.keys())) for names in (adapted, every))
+    modules, others = (frozenset(map(in_model, names - as_parameters.keys())) for names in (adapted, known))
     parameters, further = (frozenset(map(in_model, names.values())) for names in (of_adapted, as_parameters))
     return make(modules, others, target_parameters=stacked_adapter.target_parameters(parameters, further))
+
+
+def _around_linears(every: frozenset[str]) -> frozenset[str]:
+    """The modules of a tower that hold a linear and have a name that linears have elsewhere, which peft would match."""
+    return frozenset(name.rsplit(".", 1)[0] for name in every if is_tower(name) and name.endswith(".linear"))
 
 
 def _object_names(spec: ModelSpec) -> Names:
@@ -196,7 +207,7 @@ def load_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Train
     adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
     for one in _adapted(chunks, spec):
         _load_pair(one, source, sizes)
-    for entry in _trained_in_full(chunks, spec):
+    for entry in _stored_in_full(chunks, spec):
         names = _names(entry, spec)
         keys = [peft_format.full_key(name, adapted) for name in names]
         if stored := source.tensors(keys):
@@ -217,6 +228,14 @@ def _trained_in_full(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iter
     for entry in table.entries(chunks, spec):
         if entry.parameter.requires_grad:
             yield entry
+
+
+def _stored_in_full(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entry]:
+    """Those that train in full, and of a tower that does what never trains: peft reads all of a module it saves."""
+    of_tower = [entry for entry in table.entries(chunks, spec) if is_tower(entry.name)]
+    is_whole = all(entry.parameter.requires_grad or is_fixed(entry.name) for entry in of_tower)
+    yield from _trained_in_full(chunks, spec)
+    yield from (entry for entry in of_tower if is_whole and is_fixed(entry.name))
 
 
 def _modules_to_save(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[str]:
@@ -247,7 +266,7 @@ def _gathered(
     for one in _adapted(chunks, spec):
         if takes_part(one.entry):
             yield from ((key, _widened(key, half, width)) for key, half in _halves(one, sizes))
-    for entry in _trained_in_full(chunks, spec):
+    for entry in _stored_in_full(chunks, spec):
         if not takes_part(entry) or entry.is_copy:
             continue
         shares = _shares(entry.parameter, entry.share, entry.group)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ from megatron_trainjob.families.vision import is_tower
 
 _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight", "self_attention.out_proj.weight")
 _LAYER_SCALES = (".lambda_1", ".lambda_2")
+_STARTS: Mapping[str, float] = {
+    **dict.fromkeys(("input_min", "output_min"), -math.inf),
+    **dict.fromkeys(("input_max", "output_max"), math.inf),
+    **dict.fromkeys(("position_embedding_table", "std_scale"), 1.0),
+}
+"""Last parts of the names of a tower's tensors that are no matrices -> where they start."""
 _SINKS = "self_attn.sinks"
 _SCALES = (".layer_scalar", ".router.scale", ".router.per_expert_scale")
 _DECAY, _DECAY_BIAS, _GATED_NORM = "linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight"
@@ -62,6 +68,8 @@ def initialize_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
 def _drawn(piece: Piece, std: float, seed: int, model: Model) -> Tensor:
     if model.vision and is_tower(piece.name) and piece.name.endswith(_LAYER_SCALES):
         return torch.full(piece.shape, model.vision.layer_scale)
+    if is_tower(piece.name) and (start := _STARTS.get(piece.name.rpartition(".")[2])) is not None:
+        return torch.full(piece.shape, start)
     if len(piece.shape) == 1 and not piece.name.endswith((_DECAY, _SINKS)):
         is_one = piece.name.endswith(_GATED_NORM if model.zero_centered_norms else ".weight")
         return torch.full(piece.shape, float(is_one or piece.name.endswith((_DECAY_BIAS, *_SCALES))))

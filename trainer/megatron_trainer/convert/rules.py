@@ -79,6 +79,8 @@ class Blocks:
         """The shape of the shard. Raises ValueError for parts that differ in more than their rows."""
         if len({part.shape[1:] for part in self.parts}) > 1:
             raise ValueError(f"rows of different shapes: {[list(part.shape) for part in self.parts]}")
+        if self.parts[0].ndim == 0:
+            return ()
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     def whole(self) -> Tensor:
@@ -124,7 +126,7 @@ def _bounds(length: int, share: Share) -> tuple[int, int]:
 def _blocks_plain(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
     (source,) = sources
     if share.dim is None:
-        return Blocks(parts=[source[:]])
+        return Blocks(parts=[source[:] if source.shape else source[()]])
     first, last = _bounds(source.shape[share.dim], share)
     return Blocks(parts=[source[first:last] if share.dim == 0 else source[:, first:last]])
 

@@ -14,6 +14,8 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from megatron_trainjob.families.vision import BOUNDS, SCALES
+
 _LAYER = re.compile(r"^(decoder\.layers)\.(\d+)(?=\.|$)")
 _FURTHER = re.compile(r"^mtp\.layers\.(\d+)(\.mtp_model_layer(?=\.|$))?(?=\.|$)")
 _EXPERT = re.compile(r"(\.local_experts)\.(\d+)(?=\.|$)")
@@ -28,7 +30,7 @@ _LOCAL_NAMES = (
     (re.compile(r"\.linear_kv_up_proj\.layer_norm_weight$"), ".kv_layernorm.weight"),
     (re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$"), r".experts.local_experts.\3.\1.\2"),
 )
-_BUFFERS = ("expert_bias", "layer_scale")
+_BUFFERS = ("expert_bias", "layer_scale", *(f".{name}" for name in (*BOUNDS, *SCALES)))
 """Buffers that are weights of the checkpoint; named_parameters does not include them."""
 
 

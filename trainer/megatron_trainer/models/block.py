@@ -110,8 +110,9 @@ def _module(
         part = _with_unit_norms(part, is_rotated=is_rotated)
     if is_linear:
         return ModuleSpec(module=layer, submodules=_with_linear_attention(part, spec, implementation))
-    if left_padded and implementation == "transformer_engine":
-        part = _with_left_padded_attention(part)
+    sees_whole = bool(spec.model.vision and spec.model.vision.sees_whole) and spec.model.window_layers[index]
+    if implementation == "transformer_engine" and (left_padded or sees_whole):
+        part = _with_masked_attention(part, sees_whole=sees_whole)
     return ModuleSpec(module=layer, submodules=part)
 
 
@@ -187,10 +188,12 @@ def _with_linear_attention(
     return replace(layer, self_attention=delta_net, input_layernorm=norm, sharded_state_dict_keys_map=names)
 
 
-def _with_left_padded_attention(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
-    from megatron_trainer.models.engine_layers import LeftPaddedAttention
+def _with_masked_attention(layer: TransformerLayerSubmodules, *, sees_whole: bool) -> TransformerLayerSubmodules:
+    """Attention that reads the mask. sees_whole: tokens of images see their whole image."""
+    from megatron_trainer.models.engine_layers import LeftPaddedAttention, WholeImageAttention
 
-    attention = replace(layer.self_attention.submodules, core_attention=LeftPaddedAttention)
+    kind = WholeImageAttention if sees_whole else LeftPaddedAttention
+    attention = replace(layer.self_attention.submodules, core_attention=kind)
     return replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
 
 

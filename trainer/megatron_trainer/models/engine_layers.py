@@ -8,6 +8,8 @@ from megatron.core.extensions.transformer_engine import TEDotProductAttention, T
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from megatron_trainer.models.local_attention import CoreAttention
+
 
 class LeftPaddedAttention(TEDotProductAttention):  # type: ignore[misc]  # megatron-core has no types
     """Attention with the mask of a batch that is padded on the left, combined with a sliding window if there is one.
@@ -29,6 +31,30 @@ class LeftPaddedAttention(TEDotProductAttention):  # type: ignore[misc]  # megat
         """As TEDotProductAttention. attention_mask: bool [B, 1, T, T], True where attention is forbidden."""
         kind = attn_mask_type if attention_mask is None else AttnMaskType.arbitrary
         attended: Tensor = super().forward(query, key, value, attention_mask, kind, *args, **kwargs)
+        return attended
+
+
+class WholeImageAttention(TEDotProductAttention):  # type: ignore[misc]  # megatron-core has no types
+    """Attention in which tokens of images may see later ones (whole_images.py), for which TransformerEngine's kernels
+    have no mask within a window: such rows take torch's, those without images TransformerEngine's.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - megatron's signature
+        super().__init__(*args, **settings)
+        self.of_images = CoreAttention(*args, **settings)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,  # noqa: ANN401 - megatron's signature
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """As TEDotProductAttention. attention_mask: as of CoreAttention."""
+        attend = super().forward if attention_mask is None else self.of_images
+        attended: Tensor = attend(query, key, value, attention_mask, *args, **kwargs)
         return attended
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.models import whole_images
 from megatron_trainer.models.deep_features import DeepFeatures
 from megatron_trainer.models.prediction import PredictingModel
 from megatron_trainer.models.tower import features
@@ -33,6 +34,8 @@ class ImageInputs:
     num_places: tokens of images and videos of the whole row.
     position_ids_3BT: by time, row and column; of the whole row where rows are packed, else of this rank's tokens. A
     model whose positions count tokens does not read them.
+    mask: stands in for that of the micro-batch where tokens of images see their whole image (whole_images.py), else
+    None.
     """
 
     pixel_values: Tensor | None
@@ -42,6 +45,7 @@ class ImageInputs:
     feature_BT: Tensor
     num_places: int
     position_ids_3BT: Tensor
+    mask: Tensor | None = None
 
 
 def image_inputs(whole: MicroBatch, batch: MicroBatch, vision: Vision) -> ImageInputs:
@@ -51,15 +55,22 @@ def image_inputs(whole: MicroBatch, batch: MicroBatch, vision: Vision) -> ImageI
     places_3BT = rotated.mrope_position_ids_3BT
     if places_3BT is None:
         places_3BT = rotated.position_ids_BT.expand(3, -1, -1)
+    num_places = int(places_BT.max()) + 1
     return ImageInputs(
         pixel_values=whole.pixel_values,
         grid_thw=whole.grid_thw,
         pixel_values_videos=whole.pixel_values_videos,
         video_grid_thw=whole.video_grid_thw,
         feature_BT=parallel.local_tokens(whole, places_BT),
-        num_places=int(places_BT.max()) + 1,
+        num_places=num_places,
         position_ids_3BT=places_3BT,
+        mask=_mask(whole, batch, places_BT >= 0) if vision.sees_whole and num_places else None,
     )
+
+
+def _mask(whole: MicroBatch, batch: MicroBatch, is_image_BS: Tensor) -> Tensor:
+    last_BS = whole_images.last_seen(is_image_BS, whole.cu_seqlens)
+    return last_BS if batch.attention_mask is None else whole_images.opened(batch.attention_mask, last_BS)
 
 
 def features_of_tokens(tokens_BT: Tensor, vision: Vision) -> Tensor:
@@ -98,6 +109,8 @@ class ImageTextModel(PredictingModel):
             ValueError: there are more or fewer image tokens than features.
         """
         position_ids_3BT = position_ids.expand(3, -1, -1) if images is None else images.position_ids_3BT
+        if images is not None and images.mask is not None:
+            attention_mask = images.mask
         decoder_input = None
         if self.pre_process:
             decoder_input, features_FH = self._embedded(input_ids, position_ids, images)

@@ -17,6 +17,7 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
+from megatron_trainer.models import whole_images
 from megatron_trainer.models.layers import PostNormAdd, UnitNorm
 from megatron_trainjob.families.model import Model
 
@@ -29,6 +30,7 @@ def with_own_attention(layer: TransformerLayerSubmodules, model: Model, index: i
     attention = layer.self_attention
     first = model.qk_head_size // 2 if model.is_wide(index) else 0
     own = {**attention.params, "sizes": model.at(index), "first_pair": first}
+    own["is_causal"] = bool(model.vision and model.vision.sees_whole) and not model.window_layers[index]
     return replace(layer, self_attention=replace(attention, module=AttentionOfItsLayer, params=own))
 
 
@@ -36,7 +38,8 @@ class AttentionOfItsLayer(SelfAttention):  # type: ignore[misc]  # megatron-core
     """Attention whose heads are those of one layer, with a norm of values; values may be the keys.
 
     megatron-core's configuration has one size for all layers. first_pair: of this layer's rotary angles among those of
-    all kinds of layers, which lie side by side.
+    all kinds of layers, which lie side by side. is_causal: here tokens of images do not see their whole image, as in
+    other layers of the model.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class AttentionOfItsLayer(SelfAttention):  # type: ignore[misc]  # megatron-core
         *args: Any,  # noqa: ANN401 - megatron's signature
         sizes: Sizes,
         first_pair: int,
+        is_causal: bool,
         **settings: Any,  # noqa: ANN401
     ) -> None:
         config = copy(config)
         config.kv_channels, config.num_query_groups = sizes.qk_head_size, sizes.num_kv_heads
         super().__init__(config, submodules, *args, **settings)
         self.pairs = slice(first_pair, first_pair + sizes.qk_head_size // 2)
+        self.is_causal = is_causal
         self.value_norm = UnitNorm(sizes.qk_head_size, config.layernorm_epsilon)
         self.keys_as_values = sizes.keys_as_values
         if self.keys_as_values:
@@ -80,6 +85,8 @@ class AttentionOfItsLayer(SelfAttention):  # type: ignore[misc]  # megatron-core
         """As SelfAttention; of the angles those of this layer."""
         own = None if rotary_pos_emb is None else rotary_pos_emb[..., self.pairs]
         angles = None if own is None else torch.cat((own, own), dim=-1)
+        if self.is_causal:
+            attention_mask = whole_images.closed(attention_mask)
         result: tuple[Tensor, Tensor | None] = super().forward(
             hidden_states, attention_mask, *args, rotary_pos_emb=angles, **settings
         )

@@ -75,38 +75,49 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         """Mixed values: [T, B, N*D] from query [T, B, N, D], key and value [T, B, G, D]; packed [T, N*D]
         from [T, N, D].
 
-        attention_mask: bool [B, 1, S, S], True where attention is forbidden; None is causal.
+        attention_mask: bool [B, 1, S, S], True where attention is forbidden; None is causal. Or int64 [B, S], the last
+        token that each token may see (whole_images.py).
         """
         if attention_bias is not None:
             raise ValueError("attention with an additive bias needs transformer_impl transformer_engine")
         packed = packed_seq_params is not None
         if packed:
             query, key, value = (t.unsqueeze(1) if t.ndim == 3 else t for t in (query, key, value))
-            attention_mask = None
+        last_BS = attention_mask if attention_mask is not None and attention_mask.dtype != torch.bool else None
+        mask = None if packed or last_BS is not None else attention_mask
         size = self.group.size()
         sequence_bounds = bounds(starts(packed_seq_params), query.size(0) * size)
         if size > 1:
-            mixed_TBND = self._context_parallel(query, key, value, sequence_bounds)
+            mixed_TBND = self._context_parallel(query, key, value, sequence_bounds, last_BS)
         else:
-            mixed_TBND = self._by_sequence(query, key, value, sequence_bounds, attention_mask)
+            mixed_TBND = self._by_sequence(query, key, value, sequence_bounds, mask, last_BS)
         mixed = mixed_TBND.flatten(2)
         return mixed.squeeze(1) if packed else mixed
 
     def _by_sequence(
-        self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int], mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sequence_bounds: list[int],
+        mask: Tensor | None,
+        last_BS: Tensor | None,
     ) -> Tensor:
         visible = None if mask is None else self._within_window(_visible(mask))
         outputs = []
         for start, end in zip(sequence_bounds[:-1], sequence_bounds[1:], strict=True):
             q, k, v = (t[start:end] for t in (query, key, value))
-            if visible is None and self.window is not None and end - start > self.window:
+            is_beyond = self.window is not None and end - start > self.window
+            if visible is None and (is_beyond or last_BS is not None):
                 positions = torch.arange(start, end, device=query.device)
-                outputs.append(self._attend(q, k, v, self._causal(positions, positions)))
+                outputs.append(self._attend(q, k, v, self._seen(positions, positions, last_BS)))
             else:
                 outputs.append(self._attend(q, k, v, visible))
         return torch.cat(outputs)
 
-    def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int]) -> Tensor:
+    def _context_parallel(
+        self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int], last_BS: Tensor | None
+    ) -> Tensor:
         """Attends from this rank's queries to the keys and values of all context ranks; the gather's backward
         reduce-scatters.
         """
@@ -120,7 +131,7 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         first = 0
         for start, end in zip(sequence_bounds[:-1], sequence_bounds[1:], strict=True):
             last = first + (end - start) // size
-            visible = self._causal(mine[first:last], torch.arange(start, end, device=query.device))
+            visible = self._seen(mine[first:last], torch.arange(start, end, device=query.device), last_BS)
             outputs.append(self._attend(query[first:last], key[start:end], value[start:end], visible))
             first = last
         return torch.cat(outputs)
@@ -128,7 +139,14 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
     def _within_window(self, visible: Tensor) -> Tensor:
         """The mask of padded rows, bool [B, 1, S, S], with positions before the window masked too."""
         positions = torch.arange(visible.size(-1), device=visible.device)
-        return visible & self._causal(positions, positions)
+        return visible if self.window is None else visible & (positions[:, None] - positions < self.window)
+
+    def _seen(self, query_positions: Tensor, key_positions: Tensor, last_BS: Tensor | None) -> Tensor:
+        """Which keys of each query are visible, for attention: bool, of all rows alike or [B, 1, queries, keys]."""
+        if last_BS is None:
+            return self._causal(query_positions, key_positions)
+        visible = (key_positions <= last_BS[:, query_positions, None])[:, None]
+        return visible if self.window is None else visible & (query_positions[:, None] - key_positions < self.window)
 
     def _causal(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """bool [queries, keys]: a key is visible from its own position on, within the window."""

@@ -26,17 +26,11 @@ if TYPE_CHECKING:
 
 def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module:
     """The tower with the aligner; weights are loaded or initialized later."""
-    whole = spec.whole_hf_config
-    small = deepcopy(whole)
-    small.text_config.num_hidden_layers = 1
-    tower: nn.Module
-    with torch.device("meta"):
-        object_: Any = AutoModelForImageTextToText.from_config(small).model
-    attention = _attention(spec, backend)
-    if _is_cut(spec):
-        tower = _without_decoder(type(object_), small, spec.dtype, attention)
+    attention, vision = _attention(spec, backend), spec.model.vision
+    if vision is not None and vision.pads_images:
+        tower = _beside_decoder(_object(spec.whole_hf_config), spec.dtype, attention)
     else:
-        tower = type(object_.visual)._from_config(whole.vision_config, dtype=spec.dtype, attn_implementation=attention)
+        tower = _before_decoder(spec, attention)
     _keep_wide(tower)
     if attention == "sdpa" and joined_attention.is_available(backend.device, spec.dtype):
         joined_attention.join(tower)
@@ -50,16 +44,68 @@ def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module
     return tower
 
 
+def _object(config: Any) -> Any:  # noqa: ANN401 - differs by family
+    """transformers' model of a configuration, without its output layer and without values."""
+    with torch.device("meta"):
+        whole: Any = AutoModelForImageTextToText.from_config(config)
+    return whole.model
+
+
+def _before_decoder(spec: ModelSpec, attention: str) -> nn.Module:
+    whole = spec.whole_hf_config
+    small = deepcopy(whole)
+    small.text_config.num_hidden_layers = 1
+    kind: Any = _object(small)
+    if _is_cut(spec):
+        return _without_decoder(type(kind), small, spec.dtype, attention)
+    tower: nn.Module = type(kind.visual)._from_config(
+        whole.vision_config, dtype=spec.dtype, attn_implementation=attention
+    )
+    return tower
+
+
+def _beside_decoder(model: Any, dtype: torch.dtype, attention: str) -> nn.Module:  # noqa: ANN401
+    """A model without its decoder, whose tower is built with its values: no checkpoint has its rotary frequencies."""
+    del model.language_model
+    model.embed_vision.to(dtype).to_empty(device="cpu")
+    model.vision_tower = type(model.vision_tower)._from_config(
+        model.config.vision_config, dtype=dtype, attn_implementation=attention
+    )
+    tower: nn.Module = model
+    return tower
+
+
 def features(tower: Any, vision: Vision, pixels_PD: Tensor, grid_N3: Tensor) -> list[Tensor]:  # noqa: ANN401
     """What the decoder gets of images: embeddings of their tokens [F, H], and states of deep layers of the same form.
 
     pixels_PD, grid_N3: as of MicroBatch; the patches of a tile are its values in order, so that all tiles are a view.
     """
+    if vision.pads_images:
+        values_NLD, places_NL2 = _padded(pixels_PD, grid_N3)
+        return [torch.cat(tower.get_image_features(values_NLD, places_NL2, return_dict=True).pooler_output)]
     if vision.tile:
         pixels_NCHW = pixels_PD.view(-1, vision.channels, vision.tile, vision.tile)
         return [tower.get_image_features(pixels_NCHW, return_dict=True).pooler_output.flatten(0, 1)]
     output = tower(pixels_PD, grid_thw=grid_N3)
     return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+
+
+def _padded(pixels_PD: Tensor, grid_N3: Tensor) -> tuple[Tensor, Tensor]:
+    """The patches of each picture in a row, [pictures, longest, D], and the column and row of each, -1 behind the last.
+
+    The pictures of a video are rows of their own.
+    """
+    sizes = [(rows, columns) for times, rows, columns in grid_N3.tolist() for _ in range(times)]
+    parts = pixels_PD.split([rows * columns for rows, columns in sizes])
+    places = [_places(rows, columns, pixels_PD.device) for rows, columns in sizes]
+    pad = nn.utils.rnn.pad_sequence
+    return pad(parts, batch_first=True), pad(places, batch_first=True, padding_value=-1)
+
+
+def _places(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(column, row) of the patches of a picture, row by row: int64 [P, 2]."""
+    number_P = torch.arange(rows * columns, device=device)
+    return torch.stack([number_P % columns, number_P // columns], dim=-1)
 
 
 def _is_cut(spec: ModelSpec) -> bool:
@@ -80,8 +126,7 @@ def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
     """Layers that are recomputed as reentrant graphs train only if their input requires a gradient, which that of the
     first one does not if what comes before it is frozen, as under LoRA.
     """
-    inner = getattr(tower, "vision_tower", None)
-    layers, first = (tower.blocks, tower.patch_embed) if inner is None else (inner.encoder.layer, inner.embeddings)
+    layers, first = layers_and_first(tower)
 
     def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         if torch.is_grad_enabled() and any(p.requires_grad for p in layers.parameters()):
@@ -90,9 +135,21 @@ def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
     first.register_forward_hook(require_gradient)
 
 
+def layers_and_first(tower: Any) -> tuple[nn.ModuleList, nn.Module]:  # noqa: ANN401 - differs by family
+    """The layers of a tower, and what makes states of patches before them."""
+    inner = getattr(tower, "vision_tower", None)
+    if inner is None:
+        return tower.blocks, tower.patch_embed
+    if hasattr(inner, "patch_embedder"):
+        return inner.encoder.layers, inner.patch_embedder
+    return inner.encoder.layer, inner.embeddings
+
+
 def _attention(spec: ModelSpec, backend: Backend) -> str:
     """Windows and images of any size in one call where flash-attn is there, or torch's kernel; else one call each."""
     is_half = spec.dtype in (torch.bfloat16, torch.float16)
+    if spec.model.vision is not None and spec.model.vision.pads_images:  # with a mask, which flash-attn does not take
+        return "sdpa"
     return "flash_attention_2" if is_half and "flash_attention" in backend.fused_kernels() else "sdpa"
 
 

@@ -18,6 +18,9 @@ NAMES = (
     *(FPS, "fps_min_frames", "fps_max_frames"),
 )
 
+BUDGETS = (70, 140, 280, 560, 1120)
+"""Numbers of tokens to which models that scale images can scale them."""
+
 UNREAD = (
     *("INPUT_SIZE", "VIDEO_MAX_NUM", "VIDEO_SEGMENTS", "VIDEO_TOTAL_PIXELS", "NFRAMES"),
     *("MAX_RATIO", "IMAGE_FACTOR", "FRAME_FACTOR", "SPATIAL_MERGE_SIZE"),
@@ -90,3 +93,8 @@ def tiles(given: Mapping[str, Any], side: int) -> Tiles:
     if "min_pixels" in given:
         least = max(1, -(-int(given["min_pixels"]) // side**2))
     return Tiles(least=least, most=most)
+
+
+def budget(most_pixels: int, side: int) -> int:
+    """The most tokens with no more pixels; 0 where even the fewest have more. side: pixels along one of a token."""
+    return max((tokens for tokens in BUDGETS if tokens * side**2 <= most_pixels), default=0)

@@ -13,6 +13,7 @@ from megatron_trainjob.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K
 from megatron_trainjob.families.dots import DOTS1
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.gemma4 import GEMMA4_TEXT, GEMMA4_UNIFIED_TEXT
+from megatron_trainjob.families.gemma4_vision import GEMMA4
 from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
 from megatron_trainjob.families.glm4v import GLM4V, GLM4V_MOE
 from megatron_trainjob.families.gpt_oss import GPT_OSS
@@ -69,6 +70,7 @@ FAMILIES: dict[str, Family] = {
         INTERNVL_GPT_OSS,
         GLM4V,
         GLM4V_MOE,
+        GEMMA4,
     )
 }
 """Keys are `model_type` of config.json; of records that share one, a name for each."""

@@ -24,6 +24,7 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("hidden_activation", "use_bidirectional_attention"), TEXT),
     **dict.fromkeys(("attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block"), SWITCH),
     "final_logit_softcapping": DECIMAL,
+    **dict.fromkeys(("use_clipped_linears", "standardize"), SWITCH),
     **dict.fromkeys(("attn_temperature_tuning",), SWITCH),
     **dict.fromkeys(("moe_layers",), WHOLES),
     **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), DECIMAL),
@@ -64,6 +65,7 @@ _SIZES = frozenset(
         *("depth", "embed_dim", "num_heads", "in_channels", "patch_size", "temporal_patch_size", "mlp_ratio"),
         *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
         *("num_channels", "image_seq_length", "image_size", "global_head_dim", "num_global_key_value_heads"),
+        *("pooling_kernel_size", "position_embedding_size"),
     }
 )
 

@@ -25,6 +25,8 @@ _OUTER = frozenset(
         *("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"),
         *("image_seq_length", "downsample_ratio", "projector_hidden_act"),
         *("vision_feature_layer", "vision_feature_select_strategy"),
+        *("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id"),
+        *("audio_config", "vision_soft_tokens_per_image"),
         *_SHARED,
     }
 )
@@ -47,10 +49,11 @@ class Family:
     none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
     stored_type: the model_type of files that several records share, which differ in text_type; "" for model_type.
     vision_keys: those of its vision_config, as keys. file_names: how the tensors of its two parts are stored, () as in
-    weight tables. object_names: those within transformers' object. cuts_images: into tiles of one size. stacks_experts:
-    the experts of a layer are stored in one tensor each, in the form `stack_form` (stacks.py). default_scaling: rotary
-    scaling of a file that names none. has_mxfp4: the stacks are published in MXFP4 too. rotates_by_kind: rotary parts
-    are given for each kind of layer, whose sizes may differ (per_layer_config).
+    weight tables. object_names: those within transformers' object. cuts_images: into tiles of one size. scales_images:
+    to a number of tokens, up or down. stacks_experts: the experts of a layer are stored in one tensor each, in the form
+    `stack_form` (stacks.py). default_scaling: rotary scaling of a file that names none. has_mxfp4: the stacks are
+    published in MXFP4 too. rotates_by_kind: rotary parts are given for each kind of layer, whose sizes may differ
+    (per_layer_config).
     """
 
     model_type: str
@@ -67,6 +70,7 @@ class Family:
     file_names: Names = ()
     object_names: Names = NESTED
     cuts_images: bool = False
+    scales_images: bool = False
     stacks_experts: bool = False
     stack_form: StackForm = STACK_FORM
     default_scaling: Mapping[str, Any] = field(default_factory=dict)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_GEMMA4 = (
-    "the towers of Gemma-4 are not trained here, its text decoder is: save that with transformers' "
-    "{decoder}.from_pretrained and save_pretrained, which makes a model of type {kind}, and use it"
+_GEMMA4_UNIFIED = (
+    "the images of Gemma-4-12B are not trained here, its text decoder is: save that with transformers' "
+    "Gemma4UnifiedForCausalLM.from_pretrained and save_pretrained, which makes a model of type gemma4_unified_text, "
+    "and use it"
+)
+_GEMMA4_SMALL = (
+    "the embeddings that enter every layer of Gemma-4-E2B and -E4B are not trained here; larger models of Gemma-4 "
+    "(26B-A4B, 31B) have none, use one of them"
 )
 _LLAMA4 = (
     "the vision tower of Llama-4 is not trained here, its text decoder is: save that with transformers' "
@@ -20,20 +25,20 @@ _INTERNVL = (
 REASONS: Mapping[str, str] = {
     "llama4": _LLAMA4,
     "internvl_chat": _INTERNVL,
-    "gemma4": _GEMMA4.format(decoder="Gemma4ForCausalLM", kind="gemma4_text"),
-    "gemma4_unified": _GEMMA4.format(decoder="Gemma4UnifiedForCausalLM", kind="gemma4_unified_text"),
+    "gemma4_unified": _GEMMA4_UNIFIED,
 }
 """Keys are model_type of config.json."""
 
 _NAMES: Mapping[str, str] = {
-    r"gemma-?4": "gemma4",
-    r"llama-?4-(scout|maverick)": "llama4",
-    r"internvl[\d_.]*-(gpt-oss-)?\d+b(-a\d+b)?(-instruct|-pretrained|-mpo|-preview)?$": "internvl_chat",
+    r"gemma-?4-e\d": _GEMMA4_SMALL,
+    r"gemma-?4-12b": _GEMMA4_UNIFIED,
+    r"llama-?4-(scout|maverick)": _LLAMA4,
+    r"internvl[\d_.]*-(gpt-oss-)?\d+b(-a\d+b)?(-instruct|-pretrained|-mpo|-preview)?$": _INTERNVL,
 }
-"""Patterns of names, in any case -> model_type."""
+"""Patterns of names, in any case -> why such a model is not trained."""
 
 
 def by_name(model: str) -> str:
     """Why a model of this name is not trained, "" for any other name. Its config.json says more."""
     last = model.rstrip("/").rpartition("/")[2]
-    return next((REASONS[kind] for pattern, kind in _NAMES.items() if re.match(pattern, last, re.IGNORECASE)), "")
+    return next((reason for pattern, reason in _NAMES.items() if re.match(pattern, last, re.IGNORECASE)), "")

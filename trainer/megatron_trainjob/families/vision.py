@@ -11,7 +11,10 @@ from math import prod
 
 PREFIX = "visual."
 """Prefixes of the tower's parameters and tensors."""
-ALIGNERS = ("visual.merger.", "visual.deepstack_merger_list.", "visual.multi_modal_projector.")
+ALIGNERS = (
+    *("visual.merger.", "visual.deepstack_merger_list.", "visual.multi_modal_projector."),
+    "visual.embed_vision.embedding_projection.",
+)
 """Prefixes of the parts that turn the tower's states into embeddings of the decoder: the aligner."""
 
 Names = tuple[tuple[str, str], ...]
@@ -22,6 +25,7 @@ OF_PARTS: Names = (
     ("model.language_model.", "model."),
     ("model.vision_tower.", f"{PREFIX}vision_tower."),
     ("model.multi_modal_projector.", f"{PREFIX}multi_modal_projector."),
+    ("model.embed_vision.", f"{PREFIX}embed_vision."),
 )
 """Of objects that hold the tower and the aligner side by side."""
 BESIDE: Names = (
@@ -33,8 +37,16 @@ BESIDE: Names = (
 """Of the files of such models."""
 MERGING = "downsample."
 """Beginning of the names of a tower's kernel that makes one state of several patches."""
-_TABLES = ("pos_embed.weight", "position_embedding.weight", "position_embeddings", "cls_token")
+_TABLES = (
+    *("pos_embed.weight", "position_embedding.weight", "position_embeddings", "cls_token"),
+    "position_embedding_table",
+)
 """Ends of the names of tensors that are added to states, not multiplied with them."""
+BOUNDS = ("input_min", "input_max", "output_min", "output_max")
+"""Of what goes into a linear of a tower and comes out of it, where it has any."""
+SCALES = ("std_bias", "std_scale")
+"""By which a tower moves and scales its output, where it does."""
+_FIXED = tuple(f".{name}" for name in (*BOUNDS, *SCALES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,9 @@ class Vision:
     interleaves_sections: they take turns channel by channel instead of
     following each other. tokens_per_second: distance of positions in time between two seconds of a video, 0 if every
     frame is one position. separates_frames: each frame of a video is an image of its own between texts. deep_layers:
-    layers of the tower whose states are added to the outputs of the decoder's first layers, one each. layer_scale:
+    layers of the tower whose states are added to the outputs of the decoder's first layers, one each. pads_images: the
+    tower takes rows of patches, padded to one length, with the column and the row of each patch. sees_whole: in layers
+    of the decoder with a window, tokens of an image attend to the later ones of that image too. layer_scale:
     initial factor on the outputs of its blocks, where it has one. modules: those that make up the tower, in weight
     tables. tensors: the names of the tower's tensors without PREFIX -> their shapes.
     """
@@ -70,6 +84,8 @@ class Vision:
     separates_frames: bool = False
     deep_layers: tuple[int, ...] = ()
     tile: int = 0
+    pads_images: bool = False
+    sees_whole: bool = False
     layer_scale: float = 1.0
     modules: tuple[str, ...] = ("visual",)
     tensors: Mapping[str, tuple[int, ...]]
@@ -77,7 +93,7 @@ class Vision:
     @property
     def num_parameters(self) -> int:
         """All parameters of the tower and the aligner."""
-        return sum(map(prod, self.tensors.values()))
+        return sum(prod(shape) for name, shape in self.tensors.items() if not is_fixed(PREFIX + name))
 
     @property
     def patches_per_tile(self) -> int:
@@ -112,3 +128,8 @@ def is_aligner(name: str) -> bool:
 def is_looked_up(name: str) -> bool:
     """Whether a tensor of the tower is added to states and multiplied with nothing."""
     return name.endswith(_TABLES)
+
+
+def is_fixed(name: str) -> bool:
+    """Whether a tensor of the tower is part of checkpoints and never trains."""
+    return name.startswith(PREFIX) and name.endswith(_FIXED)

@@ -203,7 +203,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
     "llama4_text": _LLAMA4,
-    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _GEMMA4),
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified_text"), _GEMMA4),
     "gpt_oss": _GPT_OSS,
     "qwen2_vl": (),
     "qwen2_5_vl": (),

@@ -7,7 +7,7 @@ from math import prod
 from megatron_trainjob.args import pixels
 from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner
+from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner, is_fixed, is_looked_up
 
 
 def trained_parameters(args: TrainArgs, vision: Vision) -> int:
@@ -19,11 +19,11 @@ def trained_parameters(args: TrainArgs, vision: Vision) -> int:
         return vision.num_parameters
     total = 0
     for name, shape in vision.tensors.items():
-        if args.freeze_aligner if is_aligner(PREFIX + name) else args.freeze_vit:
+        if is_fixed(PREFIX + name) or (args.freeze_aligner if is_aligner(PREFIX + name) else args.freeze_vit):
             continue
         if args.train_type == "full":
             total += prod(shape)
-        elif len(shape) == 2 and "embed" not in name and "all-linear" in args.target_modules:
+        elif len(shape) == 2 and not is_looked_up(name) and "all-linear" in args.target_modules:
             total += args.lora_rank * sum(shape)
     return total
 

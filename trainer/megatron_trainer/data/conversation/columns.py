@@ -109,6 +109,8 @@ class Columns(Mapping[str, object]):
 def refuse_media(row: Row) -> None:
     """Raises RowError for a row with images, videos or audio."""
     media = [name for name in MEDIA if row.get(name)]
+    if media and all("audio" in name for name in media):
+        raise RowError("sound is not read", f"the row has {', '.join(media)}")
     if media:
         raise RowError("only text can be trained on", f"the row has {', '.join(media)}")
 

@@ -1,7 +1,7 @@
 """What a model's image processor makes of an image: its size for the model, and the pixels of that.
 
-Two forms: an image of any size in patches, and an image cut into square tiles of one size with a smaller one of the
-whole behind them. Both use transformers' own processor without torchvision.
+Three forms: an image of any size in patches, an image cut into square tiles of one size with a smaller one of the
+whole behind them, and an image scaled to a number of tokens. All use transformers' own processor without torchvision.
 
 Shape suffixes: H height, W width, C channels, P patches, D numbers of a patch.
 """
@@ -134,3 +134,48 @@ class TileForm:
         values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
         patches = values.reshape(-1, 3 * self.patch_size**2)
         return Pixels(values_PD=patches, grid_N3=np.array(grids, dtype=np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledForm:
+    """Images scaled, up or down, to at most so many tokens. processor: with `max_soft_tokens`, `patch_size` and
+    `pooling_kernel_size` (sides of the patches of a token).
+    """
+
+    processor: Any
+
+    @property
+    def key(self) -> str:
+        """See Form."""
+        return f"scaled {self.processor.resample}"
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """See Form."""
+        from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
+
+        patch, side = self.processor.patch_size, self.processor.pooling_kernel_size
+        try:
+            height, width = get_aspect_ratio_preserving_size(
+                *size, patch_size=patch, max_patches=self.processor.max_soft_tokens * side**2, pooling_kernel_size=side
+            )
+        except ValueError as err:
+            raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
+        return 1, height // patch, width // patch
+
+    def shape(self, grid: Grid) -> tuple[int, int, int]:
+        """See Form."""
+        return grid[1] * self.processor.patch_size, grid[2] * self.processor.patch_size, 3
+
+    def resized(self, image: Image.Image, grid: Grid) -> NDArray[np.uint8]:
+        """See Form."""
+        height, width, _ = self.shape(grid)
+        return np.asarray(image.resize((width, height), resample=self.processor.resample), dtype=np.uint8)
+
+    def pixels(self, resized: Sequence[NDArray[np.uint8]], grids: Sequence[Grid]) -> Pixels:
+        """See Form. The processor pads the patches of each image to the most that there may be."""
+        made = self.processor(
+            images=list(resized), do_resize=False, input_data_format="channels_last", return_tensors="np"
+        )
+        parts = [row[: rows * columns] for row, (_, rows, columns) in zip(made["pixel_values"], grids, strict=True)]
+        values = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+        return Pixels(values_PD=values, grid_N3=np.array(grids, dtype=np.int64))

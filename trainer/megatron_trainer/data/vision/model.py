@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from megatron_trainer.data.values import Conversation, Medium, Message, RowError
 from megatron_trainer.data.vision import boxes, files, video
 from megatron_trainer.data.vision.boxes import Boxes
-from megatron_trainer.data.vision.form import PatchForm, TileForm
+from megatron_trainer.data.vision.form import PatchForm, ScaledForm, TileForm
 from megatron_trainer.data.vision.frames import open_frames
 from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
-from megatron_trainer.data.vision.places import placed
+from megatron_trainer.data.vision.places import placed, trimmed
 from megatron_trainer.data.vision.rows import MARK, Found, Media
 from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.data.vision.tokens import Shifted, VisionTokens, number_of_frame
@@ -43,6 +43,7 @@ _LONGEST_BEHIND = 8
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
 BOUNDS_OF_FRAMES = frozenset({"glm4v", "glm4v_moe"})
 """Models whose processor bounds the pixels of all frames that an image becomes; the others bound those of the image."""
+AnyForm = PatchForm | TileForm | ScaledForm
 _BOX_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 
 
@@ -74,7 +75,8 @@ class ImageRows:
             patch_size=self.patch_size,
             marks=self.marks,
         )
-        return placed(replace(conversation, notes=tuple(notes), media=tuple(measured)), media, writing)
+        made = placed(replace(conversation, notes=tuple(notes), media=tuple(measured)), media, writing)
+        return trimmed(made) if self.settings.trims else made
 
     def shown(self, text: str, messages: Sequence[Message], media: Sequence[Medium]) -> tuple[Shifted, list[Medium]]:
         """The rendered text with the tokens of images in place of marks, and the images in the order of the text.
@@ -114,15 +116,10 @@ def image_rows_of(
     """
     if "vision_config" not in config or "image_token_id" not in config:
         return None
-    tower = _cutting_tower(directory, config)
-    form = _patches(args, directory, config) if tower is None else _tiles(args, directory, tower)
+    tower = _own_tower(directory, config)
+    form = _form(args, directory, config, tower)
     rules = _rules(args, directory, config, tower)
-    patch_size = form.processor.patch_size if tower is None else tower.patch_size
-    if tower is None:
-        separates = rules is not None and rules.separates_frames
-        tokens = _tokens_of_patches(config, form.processor.merge_size, separates_frames=separates)
-    else:
-        tokens = _tokens_of_tiles(tokenizer, tower)
+    tokens = _tokens(config, tokenizer, tower, form, rules)
 
     def text(token: int) -> str:
         return "" if token < 0 else str(tokenizer.convert_ids_to_tokens(token))
@@ -137,8 +134,8 @@ def image_rows_of(
         boxes=args.norm_bbox or _scale_of(config),
         root=args.image_root,
         separates_frames=tokens.separates_frames,
-        numbers_frames=tower is not None,
-        behind="" if tower is None else _behind(tokenizer, text(tokens.image)),
+        numbers_frames=isinstance(form, TileForm),
+        **_around(form, tokenizer, text(tokens.image)),
     )
     budget = int(args.image_cache_gib * 2**30)
     kept = DiskCache(folder=cache / CACHE, budget_bytes=budget) if cache is not None and budget else None
@@ -146,9 +143,35 @@ def image_rows_of(
         settings=settings,
         reader=ImageReader(form, kept, rules),
         tokens=tokens,
-        patch_size=patch_size,
+        patch_size=form.processor.patch_size if tower is None else tower.patch_size,
         marks=_marks(tokenizer),
     )
+
+
+def _form(args: TrainArgs, directory: Path, config: Mapping[str, Any], tower: Vision | None) -> AnyForm:
+    if tower is None:
+        return _patches(args, directory, config)
+    return _tiles(args, directory, tower) if tower.tile else _scaled(args, directory, tower)
+
+
+def _tokens(
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    tower: Vision | None,
+    form: AnyForm,
+    rules: video.FrameRules | None,
+) -> VisionTokens:
+    if tower is None:
+        separates = rules is not None and rules.separates_frames
+        return _tokens_of_patches(config, form.processor.merge_size, separates_frames=separates)
+    return _tokens_of_tiles(tokenizer, tower) if tower.tile else _tokens_of_scaled(config, tower)
+
+
+def _around(form: AnyForm, tokenizer: PreTrainedTokenizerBase, image: str) -> dict[str, Any]:
+    """The fields about what the chat template does around an image."""
+    if isinstance(form, TileForm):
+        return {"behind": _behind(tokenizer, image)}
+    return _written(tokenizer, image) if isinstance(form, ScaledForm) else {}
 
 
 def _scale_of(config: Mapping[str, Any]) -> Literal["norm1000", "none"]:
@@ -182,10 +205,10 @@ def _ordered(lowest: int, highest: int, *, keeps_lowest: bool) -> tuple[int, int
     return (lowest, max(lowest, highest)) if keeps_lowest else (min(lowest, highest), highest)
 
 
-def _cutting_tower(directory: Path, config: Mapping[str, Any]) -> Vision | None:
-    """The tower of a model that cuts images into tiles, None for another."""
+def _own_tower(directory: Path, config: Mapping[str, Any]) -> Vision | None:
+    """The tower of a model that cuts or scales images as it needs, None of one that takes them as they are."""
     family = families.of(config)
-    if family is None or not family.cuts_images:
+    if family is None or not (family.cuts_images or family.scales_images):
         return None
     try:
         return families.read(config).vision
@@ -210,6 +233,21 @@ def _tiles(args: TrainArgs, directory: Path, tower: Vision) -> TileForm:
     least, most = wanted.least or processor.min_patches, wanted.most or processor.max_patches
     processor.min_patches, processor.max_patches = _ordered(least, most, keeps_lowest=wanted.least is not None)
     return TileForm(processor=processor, side=side, patch_size=tower.patch_size)
+
+
+def _scaled(args: TrainArgs, directory: Path, tower: Vision) -> ScaledForm:
+    """Images scaled to a number of tokens, within that of the arguments."""
+    processor = _processor(directory)
+    found = processor.patch_size, processor.pooling_kernel_size
+    if found != (tower.patch_size, tower.merge_size):
+        wanted = f"{tower.patch_size} pixels, {tower.merge_size} a token"
+        made = f"{found[0]} pixels, {found[1]} a token along each side"
+        raise _unusable(directory, f"its image processor makes patches of {made}, its tower takes {wanted}")
+    side = tower.patch_size * tower.merge_size
+    most = pixels.in_pixels(args, side).get("max_pixels")
+    if most is not None:
+        processor.max_soft_tokens = pixels.budget(most, side)
+    return ScaledForm(processor=processor)
 
 
 def _tokens_of_patches(config: Mapping[str, Any], merge: int, *, separates_frames: bool) -> VisionTokens:
@@ -241,6 +279,35 @@ def _tokens_of_tiles(tokenizer: PreTrainedTokenizerBase, tower: Vision) -> Visio
     )
 
 
+def _tokens_of_scaled(config: Mapping[str, Any], tower: Vision) -> VisionTokens:
+    """The tokens that config.json names; those of videos and of sound stand for nothing that is read."""
+    unread = (config.get("video_token_id"), config.get("audio_token_id"))
+    return VisionTokens(
+        image=tower.image_token,
+        video=tower.video_token,
+        start=config.get("boi_token_id", -1),
+        end=config.get("eoi_token_id", -1),
+        merge=tower.merge_size,
+        unread=tuple(token for token in unread if token is not None),
+    )
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, image: str) -> dict[str, Any]:
+    """What the chat template writes before and behind an image among texts, and whether it trims these; {} if it knows
+    no images.
+    """
+    texts = [{"type": "text", "text": text} for text in (f"{_PROBE} ", f" {_PROBE}")]
+    turn = {"role": "user", "content": [texts[0], {"type": "image"}, texts[1]]}
+    try:
+        shown = str(tokenizer.apply_chat_template([turn], tokenize=False))
+    except (ValueError, TypeError, jinja2.TemplateError):  # none, or one for texts alone
+        return {}
+    found = re.search(f"{_PROBE}( ?)(.*?){re.escape(image)}(.*?)( ?){_PROBE}", shown, re.DOTALL)
+    if found is None or max(len(found[2]), len(found[3])) > _LONGEST_BEHIND:
+        return {}
+    return {"before": found[2], "behind": found[3], "trims": not (found[1] or found[4])}
+
+
 def _behind(tokenizer: PreTrainedTokenizerBase, image: str) -> str:
     """The text that the chat template writes between an image and the text behind it; "" if it knows no images."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}
@@ -257,12 +324,12 @@ def _rules(
 ) -> video.FrameRules | None:
     """Those of the model's video processor, read where transformers reads them, within the limits of the arguments.
 
-    tower: of a model that cuts images into tiles.
+    tower: of a model that cuts or scales images.
     """
     stored = _json(directory / "processor_config.json").get("video_processor")
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
         stored = stored or _json(directory / name)
-    if tower is not None:
+    if tower is not None and tower.tile:
         sizes = {"side": tower.tile, "patch_size": tower.patch_size, "merge_size": tower.merge_size}
         of_tiles = video.rules_of_tiles(stored or {}, **sizes)
         return video.limited(of_tiles, pixels.in_pixels(args, tower.patch_size * tower.merge_size))

@@ -12,6 +12,7 @@ from megatron_trainer.data.vision.rows import IMAGE_TAG, MARK, NONCHARACTERS, VI
 
 MISMATCH = "images and their places do not match"
 PREPENDED = "a row names no place for its images; they come before the first question"
+_SPACED = re.compile(rf"\s*({MARK.pattern})\s*")
 _TAGS = re.compile(f"{MARK.pattern}|{IMAGE_TAG}|{VIDEO_TAG}")
 
 
@@ -31,6 +32,18 @@ def placed(conversation: Conversation, media: Media, boxes: Boxes) -> Conversati
         messages=boxes.written(messages),
         rejected=None if rejected is None else boxes.written(rejected),
         notes=(*conversation.notes, *notes),
+    )
+
+
+def trimmed(conversation: Conversation) -> Conversation:
+    """The conversation without white space around its marks, as templates that trim texts between images have it."""
+
+    def of(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        return tuple(replace(each, content=_SPACED.sub(r"\1", each.content)) for each in messages)
+
+    rejected = conversation.rejected
+    return replace(
+        conversation, messages=of(conversation.messages), rejected=None if rejected is None else of(rejected)
     )
 
 

@@ -16,7 +16,8 @@ class VisionSettings:
     boxes: whether coordinates are in thousandths of the image or in pixels of the resized one. root: folder of relative
     paths; None is that of the data file. video: the rules of its frames, None if videos are not read. separates_frames:
     each step of a video has the tokens around it, and before it its time or, with numbers_frames, its number.
-    behind: text that the template writes behind an image or a video.
+    before, behind: text that the template writes before and behind an image or a video. trims: it takes the white space
+    off the texts around one.
     """
 
     processor: Mapping[str, object]
@@ -29,4 +30,6 @@ class VisionSettings:
     root: str | None = None
     separates_frames: bool = False
     numbers_frames: bool = False
+    before: str = ""
     behind: str = ""
+    trims: bool = False

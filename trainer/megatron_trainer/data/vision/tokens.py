@@ -17,6 +17,7 @@ from megatron_trainer.data.vision.places import MISMATCH
 from megatron_trainer.data.vision.rows import MARK
 from megatron_trainer.data.vision.settings import VisionSettings
 
+UNREAD = "a text has a token for what is not read"
 Ids = NDArray[np.int32]
 Weights = NDArray[np.float32]
 
@@ -58,7 +59,7 @@ def _shown(medium: Medium, settings: VisionSettings) -> str:
     inside = settings.video_token if medium.is_video else settings.image_token
     if medium.is_video and settings.separates_frames:
         inside = "".join(f"<{time:.1f} seconds>{start}{inside}{end}" for time in medium.times)
-    return f"{start}{inside}{end}{settings.behind}"
+    return f"{settings.before}{start}{inside}{end}{settings.behind}"
 
 
 def number_of_frame(number: int) -> str:
@@ -71,7 +72,7 @@ class VisionTokens:
     """Ids of the tokens of images; start, end: those around them, -1 for none. merge: sides of merged patches.
 
     separates_frames: each step of a video stands alone between texts. leads: what may stand before the first of them
-    where they have numbers, the longest first.
+    where they have numbers, the longest first. unread: tokens that stand for what is not read, such as sound.
     """
 
     image: int
@@ -81,12 +82,15 @@ class VisionTokens:
     merge: int
     separates_frames: bool = False
     leads: tuple[tuple[int, ...], ...] = ()
+    unread: tuple[int, ...] = ()
 
     def expanded(self, ids: Ids, weights: Weights, media: Sequence[Medium]) -> tuple[Ids, Weights]:
         """The tokens with one for each merged patch, without loss.
 
-        Raises RowError if the text itself contains an image token.
+        Raises RowError if the text itself contains an image token, or one for what is not read.
         """
+        if self.unread and np.isin(ids, self.unread).any():
+            raise RowError(UNREAD, "the text has the token of a video or of sound; take it out")
         is_image = (ids == self.image) | ((ids == self.video) & (self.video >= 0))
         blocks = [block for medium in media for block in self.blocks(medium)]
         expected = [token for token, _ in blocks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from megatron_trainjob.args import derive, placement
+from megatron_trainjob.args import derive, pixels, placement
 from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.config import Config
@@ -18,6 +18,8 @@ from megatron_trainjob.violation import Violation
 
 def of_tower(model: Model, vision: Vision, config: Config) -> Iterator[Violation]:
     """Towers whose sizes do not fit each other or the decoder, and sections of heads that are none."""
+    if vision.pads_images:  # its family compares them
+        return
     heads, size = vision.num_heads, vision.hidden_size
     if size % (heads if vision.tile else 4 * heads):
         channels = "equally many" if vision.tile else "a multiple of 4"
@@ -68,7 +70,26 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
             "tower out of trainable_parameters"
         )
         yield _violation("optimizer", args.optimizer, message)
+    if vision.pads_images:
+        yield from _budget(vision, args)
     yield from _deep_layers(model, vision, args)
+
+
+def _budget(vision: Vision, args: TrainArgs) -> Iterator[Violation]:
+    """Bounds of images that are scaled to one of a few numbers of tokens."""
+    side = vision.patch_size * vision.merge_size
+    given = pixels.in_pixels(args, side)
+    if "min_pixels" in given:
+        message = "every image is scaled to as many tokens as max_pixels allows; remove it"
+        yield _of_pixels("min_pixels", given["min_pixels"], message, args)
+    if "max_pixels" in given and not pixels.budget(given["max_pixels"], side):
+        fewest = pixels.BUDGETS[0]
+        message = f"an image has at least {fewest} tokens of {side} x {side} pixels; set {fewest * side**2} or more"
+        yield _of_pixels("max_pixels", given["max_pixels"], message, args)
+
+
+def _of_pixels(name: str, value: object, message: str, args: TrainArgs) -> Violation:
+    return _violation(name if getattr(args, name) is not None else "model_kwargs", value, message)
 
 
 def _trains(vision: Vision, args: TrainArgs) -> bool:
