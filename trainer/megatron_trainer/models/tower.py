@@ -96,7 +96,7 @@ def _padded(pixels_PD: Tensor, grid_N3: Tensor) -> tuple[Tensor, Tensor]:
     The pictures of a video are rows of their own.
     """
     sizes = [(rows, columns) for times, rows, columns in grid_N3.tolist() for _ in range(times)]
-    parts = torch.split(pixels_PD, [rows * columns for rows, columns in sizes])
+    parts = list(torch.split(pixels_PD, [rows * columns for rows, columns in sizes]))
     places = [_places(rows, columns, pixels_PD.device) for rows, columns in sizes]
     pad = nn.utils.rnn.pad_sequence
     return pad(parts, batch_first=True), pad(places, batch_first=True, padding_value=-1)
