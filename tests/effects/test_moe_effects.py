@@ -199,6 +199,7 @@ def test_experts_spread_over_ranks_learn_the_same(train_on):
 def test_the_z_loss_of_padded_rows_is_the_same_however_ranks_split_them(train_on, sums_tokens):
     """The second of two ranks has most of the padding. Where tokens are summed, what is logged is the mean of means."""
     rows = {"padding_free": False, "micro_batch_size": 4, "calculate_per_token_loss": sums_tokens}
+    rows |= {"global_batch_size": 4}
     given = {"moe_z_loss_coeff": 1.0, "train_iters": 2, **rows}
     alone = train_on("qwen3_moe", **given)
     split = train_on("qwen3_moe", ranks=2, tensor_model_parallel_size=2, sequence_parallel=True, **given)
