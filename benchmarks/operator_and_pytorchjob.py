@@ -53,7 +53,8 @@ from tests.support.operator.job_client import (
     wait_until,
 )
 
-POLL_S = 0.25
+POLL_S = 1.0
+"""Between counts of pods, each of which costs the API server the more, the more pods there are."""
 SETTLING_S = 3.0
 COMMAND_ONLY = {"containers": [{"name": "pytorch", "image": "trainer:test", "command": ["python", "train.py"]}]}
 NOT_THE_USERS = ("hostname", "subdomain", "restartPolicy", "tolerations", "serviceAccount", "priority")
