@@ -367,3 +367,15 @@ def test_moe_layer_freq_is_a_period_or_a_list(text: str | None, layers: list[int
 def test_moe_layer_freq_that_does_not_fit_is_refused(text: str):
     with pytest.raises(ValueError, match="4 zeros and ones"):
         moe_layers(text, 4)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, (kind, _) in MODELS.items() if FAMILIES[kind].text_type))
+def test_an_export_keeps_what_stands_outside_of_the_text_model_and_in_it(tmp_path: Path, name: str):
+    write_config(tmp_path, name, eos_token_id=[1, 106], use_cache=False, a_key_of_ours={"x": 1})
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["text_config"]["eos_token_id"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert read_model(tmp_path, TrainArgs()).stored_config == stored
+    larger = read_model(tmp_path, TrainArgs(), num_tokens=stored["text_config"]["vocab_size"] + 8).stored_config
+    assert larger["text_config"] == {**stored["text_config"], "vocab_size": stored["text_config"]["vocab_size"] + 8}
+    assert {**larger, "text_config": stored["text_config"]} == stored

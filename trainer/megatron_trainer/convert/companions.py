@@ -65,7 +65,7 @@ def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions
             (folder / name).parent.mkdir(exist_ok=True)
             _write_json(folder / name, content)
     elif changed.stop_words:
-        _name_stops(folder, spec.config, changed)
+        _name_stops(folder, spec.stored_config, changed)
 
 
 def write_beside_adapter(folder: Path, spec: ModelSpec, changed: Companions) -> None:
@@ -73,7 +73,7 @@ def write_beside_adapter(folder: Path, spec: ModelSpec, changed: Companions) -> 
     with TemporaryDirectory() as name:
         aside = Path(name)
         _write_tokenizer(aside, spec.directory, changed)
-        is_renamed = spec.head is None and bool(changed.stop_words) and _name_stops(aside, spec.config, changed)
+        is_renamed = spec.head is None and bool(changed.stop_words) and _name_stops(aside, spec.stored_config, changed)
         if is_renamed or changed.tokenizer is not None:
             shutil.copytree(aside, folder, dirs_exist_ok=True)
 
@@ -162,7 +162,8 @@ def _single_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
 def _generation_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that transformers takes from config.json if there is no generation_config.json."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: config[name] for name in names if config.get(name) is not None}
+    parts = [config.get("text_config") or {}, config]  # the outer ones count
+    return {name: part[name] for part in parts for name in names if part.get(name) is not None}
 
 
 def _copy(path: Path, target: Path) -> None:

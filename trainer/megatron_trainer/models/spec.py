@@ -37,15 +37,16 @@ HfConfig = Any
 class ModelSpec:
     """A model as it will be trained.
 
-    model: the model that arguments and config.json describe. config: the content of config.json with the arguments
-    applied, as an export writes it. hf_config: the same as a transformers object. vocab_size: real tokens.
-    padded_vocab_size: rows of the embedding, a multiple of the tensor-parallel size. tied: input and output embedding
-    share one weight. dtype: of the parameters in training. head: the replacement of the output layer, None for the
-    output layer itself. is_nested: config.json has the keys of the text model in an object of their own.
+    model: the model that arguments and config.json describe. source: the content of config.json as it is. config: the
+    same with the arguments applied, and the keys of a text model at the top. hf_config: that as a transformers object.
+    vocab_size: real tokens. padded_vocab_size: rows of the embedding, a multiple of the tensor-parallel size. tied:
+    input and output embedding share one weight. dtype: of the parameters in training. head: the replacement of the
+    output layer, None for the output layer itself.
     """
 
     directory: Path
     model: Model
+    source: Mapping[str, Any]
     config: Mapping[str, Any]
     hf_config: HfConfig
     vocab_size: int
@@ -53,7 +54,6 @@ class ModelSpec:
     tied: bool
     dtype: torch.dtype
     head: Head | None = None
-    is_nested: bool = False
 
     @property
     def whole_hf_config(self) -> HfConfig:
@@ -63,7 +63,7 @@ class ModelSpec:
     @property
     def stored_config(self) -> Mapping[str, Any]:
         """The content of config.json in the form of the source."""
-        return FAMILIES[self.model.family].nested(self.config) if self.is_nested else self.config
+        return FAMILIES[self.model.family].stored(self.source, self.config)
 
 
 def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -> ModelSpec:
@@ -94,6 +94,7 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
     spec = ModelSpec(
         directory=directory,
         model=model,
+        source=raw,
         config={**config, "vocab_size": vocab_size, **(found_head.config if found_head else {})},
         hf_config=hf_config,
         vocab_size=vocab_size,
@@ -101,7 +102,6 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         tied=model.tied and found_head is None,
         dtype=training_dtype(args, config),
         head=found_head,
-        is_nested=bool(model.vision) and "text_config" in raw,
     )
     _try_rotation(spec)
     return spec

@@ -110,6 +110,23 @@ class Family:
         outer |= {"model_type": self.stored_type} if self.stored_type and "model_type" in outer else {}
         return {**outer, "text_config": {**text, **kinds, "model_type": self.text_type}}
 
+    def stored(self, raw: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+        """A file's content in its own form with what `flat` changes of it; all else as it stands, where it stands.
+
+        A key outside of the text model and in it may have two values: transformers generates by the outer
+        eos_token_id, and trains by the inner one.
+        """
+        text = raw.get("text_config")
+        if not self.text_type or not isinstance(text, Mapping):
+            return dict(flat)
+        before, outer, inner = self.flat(raw), dict(raw), dict(text)
+        changed = [key for key in {**before, **flat} if key not in flat or before.get(key, ...) != flat[key]]
+        for key in changed:
+            for part in [part for part in (outer, inner) if key in part] or [outer if key in _OUTER else inner]:
+                part.pop(key, None)
+                part.update({key: flat[key]} if key in flat else {})
+        return {**outer, "text_config": inner}
+
 
 def refused(key: str, value: object, message: str) -> Violation:
     """A setting of config.json that cannot be trained correctly."""
