@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from megatron_trainer.models.settings import ACTIVATIONS
-from megatron_trainer.report.flops import flops_per_pair, flops_per_token
+from megatron_trainer.report.flops import flops_per_near_pair, flops_per_pair, flops_per_token
 from megatron_trainjob import memory, violation
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.model import check
@@ -251,7 +251,7 @@ def test_every_family_is_complete(name: str):
     model = read(raw)
     assert memory.estimate(ARGS, model, 1).num_parameters > 0
     assert flops_per_token(model, ARGS) > 0
-    assert flops_per_pair(model) > 0
+    assert flops_per_pair(model) + flops_per_near_pair(model) > 0
     assert violation.errors(rules.check(ARGS, frozenset(), task="sft", world_size=1, hf_config=raw)) == ()
     assert name in {kind for kind, _ in tiny_model.MODELS.values()}
     assert f"| `{name}` |" in document.document()

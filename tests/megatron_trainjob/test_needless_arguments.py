@@ -35,6 +35,15 @@ def test_what_makes_it_another_task_is_refused_even_where_it_is_a_default(given,
     assert problem.message.endswith("; remove it")
 
 
+@pytest.mark.parametrize("value", ["kto", "rm"])
+def test_an_export_names_a_preference_task_for_data_alone(value):
+    (problem,) = parse({"to_hf": True, "mcore_model": "/m", "rlhf_type": value}, task="export").violations
+    assert problem.path == "spec.args.rlhf_type"
+    assert problem.message.endswith("set to_cached_dataset, or remove it")
+    tokenized = parse({"to_cached_dataset": True, "model": "/m", "dataset": ["d"], "rlhf_type": value}, task="export")
+    assert (tokenized.violations, "rlhf_type" in tokenized.given) == ((), True)
+
+
 LORA_DPO = {**RUN, "train_type": "lora", "load": "/c"}
 RM = {**RUN, "rlhf_type": "rm"}
 DONE_ANYWAY = [

@@ -168,14 +168,21 @@ def test_lengths_of_groups_take_no_memory_by_the_token(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "sequences"), [({}, 1), ({"rlhf_type": "dpo"}, 2)], ids=["conversations", "preference"]
+    ("given", "rows", "sequences"),
+    [
+        ({}, preference_data.rows(6), 1),
+        ({"rlhf_type": "dpo"}, preference_data.rows(6), 2),
+        ({"rlhf_type": "rm"}, preference_data.rows(6), 2),
+        ({"rlhf_type": "kto"}, preference_data.single_rows(6), 1),
+    ],
+    ids=["conversations", "preference", "rewards", "single answers"],
 )
-def test_an_export_tokenizes_for_the_task_that_it_names(tmp_path, given, sequences):
+def test_an_export_tokenizes_for_the_task_that_it_names(tmp_path, given, rows, sequences):
     """Pairs would otherwise be stored without their rejected answers."""
     TOKENIZER.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 200}')
-    preference_data.write(tmp_path / "pairs.jsonl", 6)
-    named = {"model": tmp_path / "model", "dataset": tmp_path / "pairs.jsonl", "output_dir": tmp_path / "cached"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = {"model": tmp_path / "model", "dataset": tmp_path / "rows.jsonl", "output_dir": tmp_path / "cached"}
     flags = [f"--{name}={value}" for name, value in {**named, **given}.items()]
     assert export.main(["--to_cached_dataset=true", *flags]) == 0
     stored = json.loads((tmp_path / "cached" / "train" / "store.json").read_text())

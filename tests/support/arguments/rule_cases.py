@@ -1447,6 +1447,12 @@ CASES = [
         task="export",
     ),
     Case(
+        rule="a_preference_task_is_that_of_tokenized_data",
+        good={"to_cached_dataset": True, "model": "m", "dataset": ("d",), "rlhf_type": "kto"},
+        bad={"to_hf": True, "mcore_model": "/m", "rlhf_type": "kto"},
+        task="export",
+    ),
+    Case(
         rule="one_adapter_is_exported",
         good={"mcore_adapters": ("a",)},
         bad={"mcore_adapters": ("a", "b")},

@@ -13,7 +13,7 @@ class Rlhf:
     rlhf_type: Literal["dpo", "kto", "rm"] = arg(
         "dpo",
         "Preference algorithm: dpo compares pairs of answers, kto judges each answer alone, rm trains a reward model.",
-        applies_to=("rlhf",),
+        applies_to=("rlhf", "export"),
         essential=True,
         status="works",
     )

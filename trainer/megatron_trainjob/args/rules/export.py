@@ -9,6 +9,7 @@ from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
+from megatron_trainjob.args.tree import ARGUMENTS
 
 EXPORT: tuple[Task, ...] = ("export",)
 ACTIONS = ("to_mcore", "to_hf", "to_cached_dataset")
@@ -51,6 +52,15 @@ def a_cached_data_set_has_a_source(facts: Facts) -> str:
     if not args.to_cached_dataset or (args.dataset and args.model):
         return ""
     return "needs the data and the tokenizer; set dataset and model"
+
+
+@rule("rlhf_type", "to_cached_dataset", tasks=EXPORT)
+def a_preference_task_is_that_of_tokenized_data(facts: Facts) -> str:
+    """Weights know their own task: a head is exported as the checkpoint says."""
+    args, is_given = facts.args, "rlhf_type" in facts.given
+    if args.to_cached_dataset or not is_given or args.rlhf_type == ARGUMENTS["rlhf_type"].default:
+        return ""
+    return "names the task for which to_cached_dataset tokenizes data; set to_cached_dataset, or remove it"
 
 
 @rule("mcore_adapters", tasks=EXPORT)
@@ -128,6 +138,7 @@ RULES = (
     a_hugging_face_export_has_a_source,
     a_megatron_export_has_a_source,
     a_cached_data_set_has_a_source,
+    a_preference_task_is_that_of_tokenized_data,
     one_adapter_is_exported,
     a_shard_size_has_a_unit,
     a_test_type_can_be_computed_in,
