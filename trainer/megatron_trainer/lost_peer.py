@@ -23,10 +23,11 @@ def is_said(message: str) -> bool:
 
 def is_cause(error: BaseException) -> bool:
     """Whether the error, or one that led to it, is a collective whose peer is gone; errors of files are none."""
-    return any(isinstance(each, RuntimeError) and is_said(str(each)) for each in _with_causes(error))
+    return any(isinstance(each, RuntimeError) and is_said(str(each)) for each in with_causes(error))
 
 
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
+def with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that led to it, each once."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from megatron_trainer import stacks
+from megatron_trainer.lost_peer import with_causes
 
 TIMED_OUT = re.compile(
     r"timed out waiting \d+ ?ms|timed? ?out after \d+ ?(ms|milliseconds)|collective operation timeout|"
@@ -34,7 +35,7 @@ SHOWN_RANKS = 8
 
 def is_cause(error: BaseException) -> bool:
     """Whether the error, or one that led to it, is a collective that timed out."""
-    return any(isinstance(each, RuntimeError) and TIMED_OUT.search(str(each)) for each in _with_causes(error))
+    return any(isinstance(each, RuntimeError) and TIMED_OUT.search(str(each)) for each in with_causes(error))
 
 
 def note() -> None:
@@ -51,7 +52,7 @@ def explain(error: BaseException, *, iteration: int, limit_s: float) -> str:
     found: list[list[int]] = []
     _bounded(lambda: found.append([rank for rank in range(dist.get_world_size()) if not _has_noted(rank)]))
     missing = _named(found[0]) if found else "the store of rank 0 does not answer: that rank is stopped or gone"
-    said = next(str(each) for each in _with_causes(error) if TIMED_OUT.search(str(each)))
+    said = next(str(each) for each in with_causes(error) if TIMED_OUT.search(str(each)))
     return (
         f"a collective after step {iteration} timed out (ddp_timeout, {limit_s:g} s): {missing}. "
         f"Waited in {_place(error)}: {' '.join(said.split())}"
@@ -96,12 +97,3 @@ def _bounded(action: Callable[[], object]) -> None:
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(STORE_TIMEOUT_S)
-
-
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        yield each
-        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
