@@ -19,6 +19,9 @@ from tests.support.ranks import image_parity
 from tests.support.ranks.pool import gloo_ranks
 
 BOUND = 1e-4
+BOUNDS = {"gemma4_causal": 2e-4}
+"""Of gradients. Its features are neither bounded nor standardized, so that transformers' own gradients in float32
+differ from those in float64 by 2.8e-5, where Qwen2.5-VL's differ by 2.1e-6."""
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "padded": (1, {"padding_free": False}),
@@ -65,11 +68,11 @@ def vision_of(directory: Path) -> Any:
     return read(json.loads((directory / "config.json").read_text())).vision
 
 
-def check(found: Any) -> None:
+def check(found: Any, bound: float = BOUND) -> None:
     assert found.changed == ()
     assert found.logits <= BOUND
     assert found.loss <= BOUND / 10
-    assert found.gradients <= BOUND, found.worst
+    assert found.gradients <= bound, found.worst
 
 
 def compared(name: str, layout: str, root: Path, adapter: Path | None = None, **settings: Any) -> Any:
@@ -79,7 +82,7 @@ def compared(name: str, layout: str, root: Path, adapter: Path | None = None, **
     ranks, arguments = {**LAYOUTS, **OF_EXPERTS}[layout]
     every = gloo_ranks(ranks).run(image_parity.compare, directory, {**arguments, **settings}, reference=reference)
     for found in every:
-        check(found)
+        check(found, BOUNDS.get(name, BOUND))
     return every[0]
 
 
