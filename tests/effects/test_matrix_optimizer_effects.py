@@ -212,8 +212,8 @@ LAYOUTS = {
     ("optimizer", "layout"),
     [(name, layout) for name in OPTIMIZERS for layout in LAYOUTS],
 )
-def test_pipeline_stages_train_alike(train, optimizer, layout):
-    given = {**PLAIN, **EXACT, "optimizer": optimizer}
+def test_pipeline_stages_train_alike(train, four_layers, optimizer, layout):
+    given = {**PLAIN, **EXACT, "optimizer": optimizer, "model": str(four_layers)}
     whole = {"muon_tp_mode": "duplicated"} if "tp2" in layout and "muon" in optimizer else {}
     one, split = train(**given), train(**given, **LAYOUTS[layout], **whole)
     assert (one.exit_code, split.exit_code) == (0, 0), (one.message, split.message)
