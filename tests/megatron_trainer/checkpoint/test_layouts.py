@@ -198,8 +198,9 @@ def test_float16_resumes_bit_identically_with_its_loss_scale(llama, data, tmp_pa
     ],
     ids=["dense", "adapter", "experts"],
 )
-def test_eight_ranks_go_on_as_two_as_one_and_as_eight_others(model_root, data, tmp_path, name, given, in_turn):
+def test_eight_ranks_go_on_as_two_as_one_and_as_eight_others(model_root, tmp_path, name, given, in_turn):
     """Two steps in each layout; the whole is the run of one rank that was left alone."""
+    data = write_data(tmp_path / "train.jsonl", rows=8 * 2 * len(in_turn))
     model = tiny_model.make(name, model_root, **layouts.LARGE_MODELS[name])
     given = {**given, "train_iters": 2 * len(in_turn), "global_batch_size": 8, "dataloader_type": "single"}
     alone = train(arguments(model, data, tmp_path / "alone", **given))
