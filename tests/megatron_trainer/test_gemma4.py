@@ -105,7 +105,7 @@ def test_the_record_counts_the_parameters_that_transformers_has(name: str):
     assert read(tiny_model.raw_config(name)).num_parameters == model.num_parameters() + scalars
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "gemma4", "gemma4_causal"])
 def test_a_folder_of_transformers_is_found_complete(name: str, model_root):
     directory = tiny_model.make(name, model_root)
     config = json.loads((directory / "config.json").read_text())

@@ -137,12 +137,10 @@ class TileForm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledForm:
-    """Images scaled, up or down, to at most so many tokens. processor: with `max_soft_tokens`, `patch_size` and
+class ScaledForm(PatchForm):
+    """Images scaled, up or down, to at most so many tokens. processor: also with `max_soft_tokens` and
     `pooling_kernel_size` (sides of the patches of a token).
     """
-
-    processor: Any
 
     @property
     def key(self) -> str:
@@ -161,15 +159,6 @@ class ScaledForm:
         except ValueError as err:
             raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
         return 1, height // patch, width // patch
-
-    def shape(self, grid: Grid) -> tuple[int, int, int]:
-        """See Form."""
-        return grid[1] * self.processor.patch_size, grid[2] * self.processor.patch_size, 3
-
-    def resized(self, image: Image.Image, grid: Grid) -> NDArray[np.uint8]:
-        """See Form."""
-        height, width, _ = self.shape(grid)
-        return np.asarray(image.resize((width, height), resample=self.processor.resample), dtype=np.uint8)
 
     def pixels(self, resized: Sequence[NDArray[np.uint8]], grids: Sequence[Grid]) -> Pixels:
         """See Form. The processor pads the patches of each image to the most that there may be."""
