@@ -84,6 +84,9 @@ def test_nodes_and_gpus_are_found_where_the_launcher_has_them(translated, name):
     ("script", "named"),
     [
         (f"deepspeed --hostfile gone {TRAIN}", "--hostfile=gone"),
+        (f"deepspeed --hostfile gone --num_gpus 4 {TRAIN}", "--hostfile=gone"),
+        (f"mpirun --hostfile gone -np 16 python {TRAIN}", "--hostfile=gone"),
+        (f"accelerate launch --config_file gone.yaml --num_processes 8 {TRAIN}", "--config_file=gone.yaml"),
         (f"deepspeed --hostfile uneven {TRAIN}", "--hostfile=uneven"),
         (f"accelerate launch --config_file ~/gone.yaml {TRAIN}", "--config_file=~/gone.yaml"),
         (f"torchrun --nnodes $N --nproc_per_node 8 {TRAIN}", "--nnodes=$N"),
@@ -185,3 +188,14 @@ def test_hosts_are_chosen_as_deepspeed_does(known, include, exclude, left):
 def test_hosts_of_a_file_have_their_slots():
     text = "# none\n\na slots=4  # the first\nb max_slots=8\nc:2\nd\n"
     assert hosts.of_text(text) == {"a": 4, "b": 8, "c": 2, "d": None}
+
+
+def test_what_the_comments_say_is_left_out_is_written_to_standard_error_too(tmp_path, capsys):
+    script = f"mpirun --hostfile gone -np 16 python {TRAIN} --save $SAVE --hub_strategy end\n"
+    (tmp_path / "train.sh").write_text(script)
+    assert main(["from-args", str(tmp_path / "train.sh")]) == 0
+    captured = capsys.readouterr()
+    comments = [line[2:] for line in captured.out.splitlines() if line.startswith("# ")]
+    told = [line for line in comments if "Left out" in line or "cannot be counted" in line]
+    assert len(told) >= 3
+    assert [line for line in told if line not in captured.err] == []

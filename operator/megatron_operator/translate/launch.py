@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from megatron_operator.translate import launchers
 from megatron_operator.translate.hosts import Files, no_file
-from megatron_operator.translate.launchers import OF_NODES, SWITCHES, TORCH_LAUNCHERS, Ranks, number
+from megatron_operator.translate.launchers import FILES, OF_NODES, SWITCHES, TORCH_LAUNCHERS, Ranks, number
 from megatron_operator.translate.programs import WRAPPERS, is_reader, passed_on, starts
 from megatron_operator.translate.shell.state import Invocation
 from megatron_trainjob.args.field import EVERY_TASK, Task
@@ -91,12 +91,15 @@ def unread_sizes(launch: Launch) -> list[str]:
     """NAME=VALUE of the variables whose number of nodes or GPUs only their own machine knows, such as `$(seq 8)`."""
     names = (NUM_NODES,) * (launch.num_nodes is None) + (PROCESSES_PER_NODE, *DEVICES) * (launch.num_processes is None)
     of_environment = [f"{name}={launch.environment[name]}" for name in names if launch.environment.get(name)]
-    of_launcher = [
-        each
-        for each in launch.unread
-        if (launch.num_nodes if each.lstrip("-").partition("=")[0] in OF_NODES else launch.num_processes) is None
-    ]
-    return [*of_environment, *of_launcher]
+    return [*of_environment, *(each for each in launch.unread if None in _sizes_of(each, launch))]
+
+
+def _sizes_of(option: str, launch: Launch) -> tuple[int | None, ...]:
+    """What is known of the numbers that an option of a launcher would tell: a file has those of nodes and processes."""
+    name = option.lstrip("-").partition("=")[0]
+    if name in FILES:
+        return launch.num_nodes, launch.num_processes
+    return (launch.num_nodes,) if name in OF_NODES else (launch.num_processes,)
 
 
 def unread(commands: Iterable[Invocation]) -> list[str]:

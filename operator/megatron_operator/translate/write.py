@@ -63,18 +63,15 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
     metadata = {"name": _job_name(pods.name or name)} | ({"namespace": pods.namespace} if pods.namespace else {})
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
     untrained = _of_the_family(arguments)
-    notes = [*untrained, *_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
+    notes = [*_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
     start = _without_secrets(launch.source)
     head = f"Written by mtj from-args from `{start}`, with the defaults of ms-swift {translated.version}.x."
     shown = {**manifest, "spec": {**spec, "args": ARGUMENTS}}
     body = yaml.dump(shown, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     body = body.replace(f"  args: '{ARGUMENTS}'\n", "  args:\n" + "".join(_argument_lines(arguments)))
-    all_notes = (
-        *untrained,
-        *_of_the_start(launch, spec["args"]),
-        *(f"spec.args.{each.name}: {each.remark}" for each in arguments if is_open(each)),
-    )
-    return Written(text=_comment([head, *notes]) + body, manifest=manifest, notes=all_notes)
+    not_carried = [f"spec.args.{each.name}: {each.remark}" for each in arguments if is_open(each)]
+    comment = _comment([head, *untrained, _claims(spec, pods), *notes])
+    return Written(text=comment + body, manifest=manifest, notes=(*untrained, *notes, *not_carried))
 
 
 def export(launch: Launch, translated: Translated) -> Written:
@@ -191,15 +188,15 @@ def _argument_lines(arguments: Iterable[Carried]) -> Iterable[str]:
         yield f"    {each.name}: {value.removesuffix('...\n').strip()}{remark}\n"
 
 
+def _claims(spec: Mapping[str, Any], pods: Pods) -> str:
+    """The volumes that a user has to name."""
+    mounts = [mount for mount in spec.get("volumeMounts", ()) if mount not in pods.volume_mounts]
+    claims = "".join(f", {mount['mountPath']} (claim {TO_FILL_IN}{mount['name']})" for mount in mounts)
+    return f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){claims}."
+
+
 def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
-    claims = [
-        f"{mount['mountPath']} (claim {TO_FILL_IN}{mount['name']})"
-        for mount in spec.get("volumeMounts", ())
-        if mount not in pods.volume_mounts
-    ]
-    notes = [
-        f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){''.join(f', {each}' for each in claims)}."
-    ]
+    notes = []
     unread = ", ".join(_without_secrets(each) for each in unread_sizes(launch))
     if unread and not (pods.num_processes or pods.resources):
         notes.append(f"Nodes and GPUs cannot be counted from {unread}: set numNodes and resourcesPerNode.")
