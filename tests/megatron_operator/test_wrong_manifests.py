@@ -30,7 +30,7 @@ CASES = {
     ),
     "an argument of another task": (
         {"args": {"rlhf_typ": "dpo"}},
-        {"spec.args.rlhf_typ": "rlhf_type, if that is meant, applies to rlhf only"},
+        {"spec.args.rlhf_typ": "rlhf_type, if that is meant, applies to rlhf, export only"},
     ),
     "a misspelled name of another trainer": ({"args": {"learning_rat": 1}}, {"spec.args.learning_rat": "mean lr?"}),
     "a kind of rlhf as the task": (
