@@ -146,7 +146,8 @@ def _details_of_rlhf() -> list[Check]:
 
 
 def _is_of_rlhf(argument: Argument) -> bool:
-    return argument.applies_to == ("rlhf",)
+    """Of the tasks of jobs, which exports are not."""
+    return set(argument.applies_to) & set(TRAINING) == {"rlhf"}
 
 
 def _ranks() -> Check:
