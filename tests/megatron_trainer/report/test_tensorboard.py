@@ -98,3 +98,27 @@ def test_a_file_that_a_killed_run_left_cut_off_can_be_rewound(tmp_path):
     file.write_bytes(file.read_bytes()[:-7])
     opened(tmp_path, start_iteration=1, consumed_samples=10_000).close()
     assert [step for step, _ in scalars(tmp_path)["lm loss"]] == [1]
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 8, b"\x00" * 40, b"\xff" * 200])
+def test_a_damaged_file_can_be_rewound_and_keeps_what_is_before_the_damage(tmp_path, damage):
+    first = opened(tmp_path)
+    for iteration in (1, 2, 3):
+        first.write(log_record(iteration=iteration))
+    first.close()
+    [file] = tmp_path.iterdir()
+    whole = file.read_bytes()
+    place = whole.index(b"grad-norm", whole.index(b"grad-norm") + 1000) - 60
+    file.write_bytes(whole[:place] + damage + whole[place + len(damage) :])
+    opened(tmp_path, start_iteration=2, consumed_samples=10_000).close()
+    assert [step for step, _ in scalars(tmp_path).get("lm loss", [])][:1] == [1]
+
+
+def test_a_file_without_rows_to_remove_stays_as_it_is(tmp_path):
+    first = opened(tmp_path)
+    first.write(log_record(iteration=1))
+    first.close()
+    [file] = tmp_path.iterdir()
+    before = file.stat()
+    opened(tmp_path, start_iteration=1, consumed_samples=10_000).close()
+    assert file.stat().st_ino == before.st_ino

@@ -52,7 +52,7 @@ class Jsonl:
         """Appends the event's row to the file at once, so that a killed run loses no reported row."""
         match event:
             case RunInfo():
-                self._replace(row for row in _rows(self._path) if _iteration(row) <= event.start_iteration)
+                self._replace(line for line, row in _lines(self._path) if _iteration(row) <= event.start_iteration)
             case LogRecord():
                 self._append(log_row(event, log_throughput=self._log_throughput))
             case EvalRecord():
@@ -72,15 +72,15 @@ class Jsonl:
         self._stream.flush()
         self._num_rows += 1
         if self._most_rows is not None and self._num_rows >= self._most_rows:
-            self._replace(spread(_rows(self._path), self._most_rows // 4))
+            self._replace(map(to_line, spread(_rows(self._path), self._most_rows // 4)))
 
-    def _replace(self, rows: Iterable[Row]) -> None:
+    def _replace(self, lines: Iterable[str]) -> None:
         """Replaces the file atomically: a reader sees the old file or the new one."""
         aside = (self._door or self._path.parent) / f"{self._path.name}.tmp"
         num_rows = 0
         with aside.open("w") as file:
-            for row in rows:
-                file.write(to_line(row))
+            for line in lines:
+                file.write(line)
                 num_rows += 1
         aside.replace(self._path)
         self.close()  # only now: without a door the path belongs to a successor, and the old file stays open
@@ -157,6 +157,11 @@ def _joined(before: list[tuple[int, Row]], after: tuple[int, Row]) -> list[tuple
 
 
 def _rows(path: Path) -> Iterator[Row]:
+    return (row for _, row in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Row]]:
+    """The lines that hold a row, and the row."""
     if not path.exists():
         return
     with path.open() as lines:
@@ -166,7 +171,7 @@ def _rows(path: Path) -> Iterator[Row]:
             except ValueError:
                 continue
             if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-                yield row
+                yield f"{line.rstrip('\n')}\n", row
 
 
 def _iteration(row: Row) -> int:
