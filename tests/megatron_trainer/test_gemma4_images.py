@@ -81,6 +81,18 @@ def test_a_mask_is_opened_for_images_and_closed_for_other_layers():
         ({"min_pixels": 100}, {}, "spec.args.min_pixels every image is scaled to as many tokens"),
         ({"max_pixels": 4479}, {}, "spec.args.max_pixels an image has at least 70 tokens of 8 x 8 pixels; set 4480"),
         ({"model_kwargs": {"image_max_token_num": 69}}, {}, "spec.args.model_kwargs an image has at least 70 tokens"),
+        (
+            {"max_pixels": 560 * 64},
+            of_tower(position_embedding_size=40),
+            "config.json:vision_config.position_embedding_size has fewer positions than a square image has patches "
+            "along a side (46), so that all are dropped; lower max_pixels",
+        ),
+        (
+            {},
+            of_tower(position_embedding_size=15),
+            "config.json:vision_config.position_embedding_size has fewer positions than a square image has patches "
+            "along a side (16), so that all are dropped; use another model",
+        ),
         ({"task_type": "seq_cls", "num_labels": 2}, {}, "spec.args.task_type a model with images is trained as"),
     ],
 )

@@ -395,3 +395,17 @@ def test_a_pair_shares_its_images_or_has_its_own(models, folder):
     assert isinstance(listed, Encoded), listed
     plain = encode(encoder, row, folder)
     assert [ids.tolist() for ids in listed.input_ids] == [ids.tolist() for ids in plain.input_ids]
+
+
+def test_an_image_with_more_patches_than_positions_is_dropped(folder, tmp_path):
+    """The tower looks positions up, so that transformers fails with an index where the image is used."""
+    model = vision.write(tmp_path, "gemma4")
+    config = json.loads((model / "config.json").read_text())
+    config["vision_config"]["position_embedding_size"] = 30
+    (model / "config.json").write_text(json.dumps(config))
+    encoder, _ = encoder_of(model)
+    row = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "yes"}]}
+    assert encode(encoder, {**row, "images": ["a.png"]}, folder).media[0][0].grid == (1, 12, 20)
+    dropped = encode(encoder, {**row, "images": ["c.png"]}, folder)
+    assert dropped.reason == "an image is too narrow for the model"
+    assert dropped.detail == ("9 x 90 pixels become 4 x 52 patches, and the tower has positions for 30 along a side")

@@ -93,6 +93,7 @@ def _vision(config: Config) -> Vision:
         video_token=-1,
         sections=(),
         pads_images=True,
+        longest_side=vision["position_embedding_size"],
         sees_whole=config["use_bidirectional_attention"] == "vision",
         modules=(f"{PREFIX}{_TOWER}", f"{PREFIX}{_EMBEDDER}"),
         tensors=tensors,

@@ -62,8 +62,8 @@ class Vision:
     frame is one position. separates_frames: each frame of a video is an image of its own between texts. deep_layers:
     layers of the tower whose states are added to the outputs of the decoder's first layers, one each. pads_images: the
     tower takes rows of patches, padded to one length, with the column and the row of each patch. sees_whole: in layers
-    of the decoder with a window, tokens of an image attend to the later ones of that image too. layer_scale:
-    initial factor on the outputs of its blocks, where it has one. modules: those that make up the tower, in weight
+    of the decoder with a window, tokens of an image attend to the later ones of that image too. longest_side:
+    patches along a side of an image for which the tower has positions, 0 for any number. layer_scale: initial factor on the outputs of its blocks, where it has one. modules: those that make up the tower, in weight
     tables. tensors: the names of the tower's tensors without PREFIX -> their shapes.
     """
 
@@ -86,6 +86,7 @@ class Vision:
     tile: int = 0
     pads_images: bool = False
     sees_whole: bool = False
+    longest_side: int = 0
     layer_scale: float = 1.0
     modules: tuple[str, ...] = ("visual",)
     tensors: Mapping[str, tuple[int, ...]]

@@ -139,8 +139,11 @@ class TileForm:
 @dataclass(frozen=True, kw_only=True)
 class ScaledForm(PatchForm):
     """Images scaled, up or down, to at most so many tokens. processor: also with `max_soft_tokens` and
-    `pooling_kernel_size` (sides of the patches of a token).
+    `pooling_kernel_size` (sides of the patches of a token). longest_side: patches along a side for which the tower has
+    positions.
     """
+
+    longest_side: int
 
     @property
     def key(self) -> str:
@@ -158,7 +161,11 @@ class ScaledForm(PatchForm):
             )
         except ValueError as err:
             raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
-        return 1, height // patch, width // patch
+        rows, columns = height // patch, width // patch
+        if max(rows, columns) > self.longest_side:
+            became = f"{columns} x {rows} patches, and the tower has positions for {self.longest_side} along a side"
+            raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels become {became}")
+        return 1, rows, columns
 
     def pixels(self, resized: Sequence[NDArray[np.uint8]], grids: Sequence[Grid]) -> Pixels:
         """See Form. The processor pads the patches of each image to the most that there may be."""

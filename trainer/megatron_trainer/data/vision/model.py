@@ -135,6 +135,7 @@ def image_rows_of(
         root=args.image_root,
         separates_frames=tokens.separates_frames,
         numbers_frames=isinstance(form, TileForm),
+        longest_side=0 if tower is None else tower.longest_side,
         **_around(form, tokenizer, text(tokens.image)),
     )
     budget = int(args.image_cache_gib * 2**30)
@@ -247,7 +248,7 @@ def _scaled(args: TrainArgs, directory: Path, tower: Vision) -> ScaledForm:
     most = pixels.in_pixels(args, side).get("max_pixels")
     if most is not None:
         processor.max_soft_tokens = pixels.budget(most, side)
-    return ScaledForm(processor=processor)
+    return ScaledForm(processor=processor, longest_side=tower.longest_side)
 
 
 def _tokens_of_patches(config: Mapping[str, Any], merge: int, *, separates_frames: bool) -> VisionTokens:

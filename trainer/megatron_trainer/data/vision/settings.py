@@ -17,7 +17,7 @@ class VisionSettings:
     paths; None is that of the data file. video: the rules of its frames, None if videos are not read. separates_frames:
     each step of a video has the tokens around it, and before it its time or, with numbers_frames, its number.
     before, behind: text that the template writes before and behind an image or a video. trims: it takes the white space
-    off the texts around one.
+    off the texts around one. longest_side: patches along a side that an image may have, 0 for any number.
     """
 
     processor: Mapping[str, object]
@@ -33,3 +33,4 @@ class VisionSettings:
     before: str = ""
     behind: str = ""
     trims: bool = False
+    longest_side: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isqrt
 
 from megatron_trainjob.args import derive, pixels, placement
 from megatron_trainjob.args.head import TOWER, modules_to_save
@@ -86,6 +87,17 @@ def _budget(vision: Vision, args: TrainArgs) -> Iterator[Violation]:
         fewest = pixels.BUDGETS[0]
         message = f"an image has at least {fewest} tokens of {side} x {side} pixels; set {fewest * side**2} or more"
         yield _of_pixels("max_pixels", given["max_pixels"], message, args)
+    tokens = pixels.budget(given["max_pixels"], side) if "max_pixels" in given else 0
+    shortest = isqrt(tokens or pixels.BUDGETS[0]) * vision.merge_size
+    if shortest > vision.longest_side:
+        message = (
+            f"has fewer positions than a square image has patches along a side ({shortest}), so that all are dropped"
+        )
+        yield refused("vision_config.position_embedding_size", vision.longest_side, f"{message}; {_remedy(tokens)}")
+
+
+def _remedy(tokens: int) -> str:
+    return "lower max_pixels" if tokens > pixels.BUDGETS[0] else "use another model"
 
 
 def _of_pixels(name: str, value: object, message: str, args: TrainArgs) -> Violation:
