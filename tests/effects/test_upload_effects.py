@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_an_adapter_is_uploaded_at_the_end_of_training(llama: Path, data: Path, 
         [done] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given)
         assert done.exit_code == 0, done.message
     assert {"adapter_config.json", "adapter_model.safetensors"} <= hub.files.keys()
+
+
+@pytest.mark.slow
+def test_the_model_beside_the_last_checkpoint_is_uploaded_where_there_is_no_other(llama, data, tmp_path):
+    given = tiny_run.arguments(llama, data, tmp_path / "run", save_safetensors=True, train_iters=1, **UPLOAD)
+    beside = tmp_path / "run" / "safetensors" / "iter_0000001"
+    with fake_hub() as hub:
+        [done] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given)
+        assert done.exit_code == 0, done.message
+        written = {path.name: path.read_bytes() for path in beside.iterdir()}
+        assert hub.files == written
+        shutil.rmtree(beside)
+        [again] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given, {"resume": "Required", "attempt": 1})
+    assert again.exit_code == 0, again.message
+    assert {path.name: path.read_bytes() for path in beside.iterdir()} == written
+    assert not (tmp_path / "run" / "hf").exists()
 
 
 @pytest.mark.slow

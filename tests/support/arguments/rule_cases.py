@@ -151,7 +151,7 @@ CASES = [
     # uploads
     Case(
         rule="what_is_uploaded_was_written",
-        good={"push_to_hub": True, "to_hf": True},
+        good={"push_to_hub": True, "save_safetensors": True},
         bad={"push_to_hub": True},
     ),
     Case(

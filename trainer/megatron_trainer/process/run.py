@@ -21,7 +21,7 @@ from megatron_trainer.termination import Termination
 from megatron_trainer.train import garbage_collection as garbage
 from megatron_trainer.train import setup
 from megatron_trainer.train.loop import fit
-from megatron_trainer.train.outputs import load_best, write_outputs
+from megatron_trainer.train.outputs import write_outputs
 from megatron_trainjob import shown
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
@@ -103,8 +103,6 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
         with garbage.controlled(run.args):
             state = fit(run, state)
         is_done = not termination.is_requested or state.iteration >= run.total_iterations
-        if is_done and run.args.load_best_model_at_end:
-            load_best(run, state.iteration)
         outputs = write_outputs(run, state, is_done=is_done)
         phase: Phase = "finished" if is_done else "stopped"
         if run.memory is not None:

@@ -36,13 +36,15 @@ SAFETENSORS = "safetensors"
 def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, str]:
     """Paths by name. A LoRA run always gets its adapter; to_hf asks for the model (merge_lora: with the adapter).
 
-    With push_to_hub the address of the uploaded commit too.
+    With load_best_model_at_end they have the weights of the best checkpoint. With push_to_hub the address of the
+    uploaded commit too.
     """
     save = run.saver.policy.save
     checkpoint = iteration_folder(save, state.iteration)
     outputs = {"checkpoint": str(checkpoint)} if checkpoint.is_dir() else {}
     if not is_done:
         return outputs
+    exported = load_best(run, state.iteration) if run.args.load_best_model_at_end else state.iteration
     run.reporter.phase("exporting")
     models = list(run.engine.models)
     is_lora = run.args.train_type != "full"
@@ -51,12 +53,26 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
     if run.args.merge_lora if is_lora else run.args.to_hf:
         outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
     if run.args.push_to_hub:
-        outputs["hub"] = upload.push(outputs.get("hf") or outputs["adapter"], run.args)
+        written = outputs.get("hf") or outputs.get("adapter") or _beside_checkpoint(run, exported)
+        outputs["hub"] = upload.push(written, run.args)
     return outputs
 
 
-def load_best(run: Run, last: int) -> None:
-    """Loads the weights of the best checkpoint up to iteration `last` into the model. Only an export may follow."""
+def _beside_checkpoint(run: Run, iteration: int) -> str:
+    """The folder that save_safetensors wrote with this checkpoint; written now if an earlier run left it out."""
+    folder = iteration_folder(run.saver.policy.save / SAFETENSORS, iteration)
+    found = [folder.is_dir()]
+    dist.broadcast_object_list(found, src=0)
+    if not found[0]:
+        write_safetensors(run, iteration)
+    return str(folder)
+
+
+def load_best(run: Run, last: int) -> int:
+    """Loads the weights of the best checkpoint up to iteration `last` into the model, and returns its iteration.
+
+    Only an export may follow.
+    """
     save = run.saver.policy.save
     found = [best(each for each in checkpoint_folder.checkpoints(save) if each.iteration <= last)]
     dist.broadcast_object_list(found, src=0)
@@ -65,6 +81,7 @@ def load_best(run: Run, last: int) -> None:
     elif found[0].iteration != last:
         logger.info("exporting the weights of the best checkpoint, iteration=%d", found[0].iteration)
         checkpoint_load.weights(run.engine, found[0], "trainable" if run.args.train_type != "full" else "base")
+    return last if found[0] is None else found[0].iteration
 
 
 def write_safetensors(run: Run, iteration: int) -> None:

@@ -63,7 +63,8 @@ class Vision:
     layers of the tower whose states are added to the outputs of the decoder's first layers, one each. pads_images: the
     tower takes rows of patches, padded to one length, with the column and the row of each patch. sees_whole: in layers
     of the decoder with a window, tokens of an image attend to the later ones of that image too. longest_side:
-    patches along a side of an image for which the tower has positions, 0 for any number. layer_scale: initial factor on the outputs of its blocks, where it has one. modules: those that make up the tower, in weight
+    patches along a side of an image for which the tower has positions, 0 for any number. layer_scale:
+    initial factor on the outputs of its blocks, where it has one. modules: those that make up the tower, in weight
     tables. tensors: the names of the tower's tensors without PREFIX -> their shapes.
     """
 

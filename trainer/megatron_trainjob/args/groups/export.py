@@ -113,8 +113,8 @@ class Export:
     push_to_hub: bool = arg(
         False,
         (
-            "Upload what to_hf wrote, or the adapter of a LoRA run, to the Hugging Face Hub. The token is HF_TOKEN, "
-            "which pods get from a Secret through envFrom."
+            "Upload to the Hugging Face Hub what to_hf wrote, the adapter of a LoRA run, or else the last output of "
+            "save_safetensors. The token is HF_TOKEN, from a Secret through envFrom."
         ),
         applies_to=EVERY_TASK,
         status="works",

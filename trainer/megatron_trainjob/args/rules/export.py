@@ -107,11 +107,11 @@ def fp8_has_eight_bits(facts: Facts) -> str:
     return "must be 8 with quant_method: fp8; set that, or remove it"
 
 
-@rule("push_to_hub", "to_hf", "train_type")
+@rule("push_to_hub", "to_hf", "save_safetensors", "train_type")
 def what_is_uploaded_was_written(facts: Facts) -> str:
     """A model in Hugging Face form, or the adapter that a LoRA run always writes."""
     args = facts.args
-    is_written = args.to_hf or args.train_type != "full"
+    is_written = args.to_hf or args.save_safetensors or args.train_type != "full"
     return "" if is_written or not args.push_to_hub else "needs to_hf: true, which writes what is uploaded; set that"
 
 
