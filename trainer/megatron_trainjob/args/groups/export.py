@@ -65,8 +65,8 @@ class Export:
     test_convert_precision: bool = arg(
         False,
         (
-            "Compare the logits of both models on a prompt after conversion: prints the mean and the largest "
-            "difference and the first layer that diverges, and exits with code 1 beyond the bound."
+            "Compare the logits of both models on a prompt: prints the mean and the largest difference and the first "
+            "layer that diverges, and exits with code 1 beyond the bound."
         ),
         featured=True,
         applies_to=("export",),
