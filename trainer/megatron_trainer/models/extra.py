@@ -13,7 +13,7 @@ from megatron.core.transformer import MLATransformerConfig
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.violation import Violation
 
-_KNOWN = frozenset(field.name for kind in (MLATransformerConfig, OptimizerConfig) for field in dataclasses.fields(kind))
+KNOWN = frozenset(field.name for kind in (MLATransformerConfig, OptimizerConfig) for field in dataclasses.fields(kind))
 _CUDA_GRAPHS = ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph")
 _NO_CUDA_GRAPHS = (
     "a CUDA graph repeats kernels for one shape: padded rows differ in length, and of packed ones Megatron-Core's "
@@ -48,8 +48,8 @@ def configuration[Kind](kind: type[Kind], fields: Mapping[str, Any], extra: Mapp
 def _problems(own: Mapping[str, Any], fields: Mapping[str, Any], extra: Mapping[str, Any]) -> Iterator[Violation]:
     for name, value in extra.items():
         path = f"spec.args.extra_megatron_kwargs.{name}"
-        if name not in _KNOWN:
-            near = difflib.get_close_matches(name, _KNOWN, n=1)
+        if name not in KNOWN:
+            near = difflib.get_close_matches(name, KNOWN, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             message = f"is not a field of Megatron-Core's TransformerConfig or OptimizerConfig{hint}"
             yield Violation(path=path, value=value, message=message)

@@ -7,86 +7,19 @@ from dataclasses import dataclass
 
 from megatron_trainjob.args import pixels
 from megatron_trainjob.args.field import TRAINING, Argument, Task
+from megatron_trainjob.args.other_programs import (
+    ELSEWHERE,
+    FIELDS_OF_MEGATRON,
+    OTHER_METHODS,
+    OTHER_PREFIXES,
+    OTHER_VALUES,
+    PASSED_ON,
+    WITHOUT_COUNTERPART,
+)
 from megatron_trainjob.args.tree import ARGUMENTS
 
-# Names of the same thing in other trainers, which edit distance would not find.
-ELSEWHERE = {
-    "learning_rate": "lr",
-    "batch_size": "micro_batch_size",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "global_batch_size",
-    "warmup_ratio": "lr_warmup_fraction",
-    "warmup_steps": "lr_warmup_iters",
-    "lr_scheduler_type": "lr_decay_style",
-    "max_steps": "train_iters",
-    "max_grad_norm": "clip_grad",
-    "epochs": "max_epochs",
-    "model_name_or_path": "model",
-    "max_seq_length": "max_length",
-    "gradient_checkpointing": "recompute_granularity",
-    "resume_from_checkpoint": "load",
-    "tp": "tensor_model_parallel_size",
-    "pp": "pipeline_model_parallel_size",
-    "cp": "context_parallel_size",
-    "ep": "expert_model_parallel_size",
-}
-
 CERTAIN = 0.8
-"""Similarity above which a misspelled name is taken for an argument of another task."""
-GENERATION = "which generates answers while it trains; this trainer generates nothing"
-PIXELS = "whose tower runs as its config.json and processor say; remove it"
-# Arguments of unsupported methods, with what such a method would need.
-OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
-    "GRPO": (
-        frozenset(
-            {
-                "use_vllm",
-                "reward_funcs",
-                "reward_model",
-                "reward_weights",
-                "num_generations",
-                "steps_per_generation",
-                "generation_batch_size",
-                "max_completion_length",
-                "log_completions",
-                "importance_sampling_level",
-                "epsilon",
-                "epsilon_high",
-                "delta",
-                "dynamic_sample",
-                "max_resample_times",
-                "overlong_filter",
-                "scale_rewards",
-                "advantage_estimator",
-                "offload_model",
-                "offload_optimizer",
-                "offload_bridge",
-                "sleep_level",
-                "tau_pos",
-                "tau_neg",
-                "num_iterations",
-                "kl_in_reward",
-                "multi_turn_scheduler",
-                "max_turns",
-                "async_generate",
-                "top_entropy_quantile",
-                "log_entropy",
-            }
-        ),
-        GENERATION,
-    ),
-    "knowledge distillation (GKD)": (
-        frozenset({"teacher_model", "teacher_model_type", "teacher_model_revision", "lmbda", "seq_kd", "sft_alpha"}),
-        GENERATION,
-    ),
-    "models with images": (frozenset({"vit_attn_impl", "freeze_vit_layers"}), PIXELS),
-}
-# Values of other programs, with a message instead of the list of known values.
-OTHER_VALUES: dict[tuple[str, str], str] = {
-    **{("rlhf_type", kind): f"{kind} belongs to a method {GENERATION}" for kind in ("grpo", "gkd", "ppo")},
-    ("optimizer", "adaptive_muon"): "adaptive_muon has a state that checkpoints do not include; use muon",
-}
-OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images": ("video_", "fps_", "image_")}
+"""Similarity above which a misspelled name is taken for another one: below it, most have another meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +62,15 @@ def nearest(name: str, task: Task) -> str | None:
     simplified = _simplified(name)
     known = [argument.name for argument in ARGUMENTS.values() if task in argument.applies_to]
     known += [alias for alias in ALIASES if find_alias(alias, task)]
-    matches = difflib.get_close_matches(simplified, [*known, *ELSEWHERE], n=1, cutoff=0.6)
-    return ELSEWHERE.get(matches[0], matches[0]) if matches else None
+    shortened = [each for each in known if _is_short_for(simplified, each)]
+    matches = difflib.get_close_matches(simplified, [*known, *ELSEWHERE], n=1, cutoff=CERTAIN) or shortened
+    return ELSEWHERE.get(matches[0], matches[0]) if len(matches) == 1 else None
+
+
+def _is_short_for(name: str, other: str) -> bool:
+    """Whether the other name has all words of this one, which are several."""
+    words = set(name.split("_"))
+    return len(words) > 1 and words < set(other.split("_"))
 
 
 def _simplified(name: str) -> str:
@@ -150,6 +90,9 @@ def explain_unknown(name: str, task: Task) -> str:
             return f"belongs to {method}, {reason}"
     if name in pixels.NAMES:
         return f"is a setting of images and videos; write it as model_kwargs: {{{name}: ...}}"
+    simplified = _simplified(name)
+    if reason := WITHOUT_COUNTERPART.get(simplified) or (PASSED_ON if simplified in FIELDS_OF_MEGATRON else ""):
+        return f"unknown argument; it {reason}"
     if other := _of_another_task(name, task):
         return f"unknown argument; {other.name}, if that is meant, applies to {', '.join(other.applies_to)} only"
     suggestion = nearest(name, task)
