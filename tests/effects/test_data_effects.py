@@ -193,6 +193,11 @@ def test_template_renders_instead_of_the_tokenizers(prepared):
     )
 
 
+@effect("template")
+def test_a_name_of_the_models_own_template_renders_that_one(prepared):
+    assert text(prepared(template="qwen2_5").train[0]) == text(prepared().train[0])
+
+
 @effect("system")
 def test_system_is_the_prompt_of_rows_without_one(prepared):
     assert "system\nYou are a test assistant<|im_end|>" in text(prepared().train[0])

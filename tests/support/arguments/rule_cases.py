@@ -381,7 +381,20 @@ CASES = [
     Case(
         rule="a_template_is_built_in_or_a_file",
         good={"template": "chatml"},
-        bad={"template": "qwen3"},
+        bad={"template": "qwen-3"},
+    ),
+    *(
+        Case(rule="a_model_has_its_own_template", good=good, bad={"template": "qwen3"}, config=DENSE)
+        for good in (
+            {},
+            {"template": "llama3_2"},
+            {"template": "chatml"},
+            {"template": "qwen3", "use_chat_template": False},
+        )
+    ),
+    *(
+        Case(rule="a_name_of_a_template_is_that_of_the_model", good=good, bad={"template": "deepseek_r1"}, config=DENSE)
+        for good in ({}, {"template": "llama3_2"}, {"template": "llama3"}, {"template": "own.jinja"})
     ),
     Case(
         rule="pre_training_uses_plain_text",
@@ -1023,6 +1036,7 @@ CASES = [
             {"agent_template": "glm4_5"},
             {"agent_template": "llama4"},
             {"agent_template": "llama3", "template": "own.jinja"},
+            {"agent_template": "llama3", "template": "chatml"},
         )
     ),
     *(

@@ -19,7 +19,7 @@ from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
 from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
-from megatron_trainjob.args import derive, head
+from megatron_trainjob.args import derive, head, template_names
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.violation import Violation
 
@@ -167,7 +167,7 @@ def _encode_settings(
             model_name=_two_languages("model_name", args.model_name, violations),
             model_author=_two_languages("model_author", args.model_author, violations),
         ),
-        template=args.template,
+        template=None if template_names.is_own(args.template) else args.template,
         use_chat_template=args.use_chat_template and task != "pt",
         system=_system(args.system, violations),
         max_length=max_length,

@@ -27,6 +27,7 @@ from megatron_trainjob.args.rules import (
     recompute,
     reporting,
     retrieval,
+    template,
     tuner,
     vision,
 )
@@ -50,6 +51,7 @@ TOPICS = (
     preference,
     head,
     retrieval,
+    template,
     image,
     reporting,
     export,

@@ -6,7 +6,6 @@ import re
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
-from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES, TEMPLATE_CHOICES, TEMPLATE_FILES
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
@@ -133,49 +132,6 @@ def stored_data_is_sampled(facts: Facts) -> str:
     return "external needs streaming: true; set that, or use cyclic or single"
 
 
-FORMATS_OF_TOOLS = {
-    "llama3": ("llama",),
-    "llama4": ("llama4", "llama4_text"),
-    "mistral": ("mistral", "mixtral"),
-    "glm4": ("glm",),
-    "glm4_0414": ("glm4",),
-    "glm4_5": ("glm4_moe",),
-}
-"""Values of agent_template that name what the chat template of models of these types renders itself."""
-
-
-@rule("agent_template", "template", needs_model=True)
-def tools_are_rendered_by_the_models_own_template(facts: Facts) -> str:
-    """The format of a family is that of its models' own chat templates."""
-    args, kind = facts.args, str(facts.config.get("model_type"))
-    if args.agent_template not in FORMATS_OF_TOOLS:
-        return ""
-    if args.template is not None:
-        return "names a format of tools, which the template decides; remove it, or leave template unset"
-    if kind in FORMATS_OF_TOOLS[args.agent_template]:
-        return ""
-    return f"is not the format of a model of type {kind}, whose chat template renders tools in its own way; remove it"
-
-
-@rule("agent_template", severity="warning")
-def the_words_about_tools_are_our_own(facts: Facts) -> str:
-    """Markers of calls and results are those of the formats; the sentences that explain them to the model are not."""
-    if not str(facts.args.agent_template).startswith(("react_", "toolbench", "qwen_")):
-        return ""
-    return "explains tools to the model in words of its own (`mtj data --show 5`); serve the model with the same ones"
-
-
-@rule("template", "use_chat_template")
-def a_template_is_built_in_or_a_file(facts: Facts) -> str:
-    """A name of BUILT_IN_TEMPLATES, or a file of one of the known kinds."""
-    name = facts.args.template
-    if name is None or not facts.args.use_chat_template or name in BUILT_IN_TEMPLATES:
-        return ""
-    if name.endswith(TEMPLATE_FILES):
-        return ""
-    return f"no such template; leave it out to use the tokenizer's own, or {TEMPLATE_CHOICES}"
-
-
 @rule("use_chat_template", tasks=("pt",), severity="warning")
 def pre_training_uses_plain_text(facts: Facts) -> str:
     """Task pt has no conversation."""
@@ -262,8 +218,6 @@ def rotary_scaling_is_known_and_has_a_target(facts: Facts) -> str:
 
 
 RULES = (
-    tools_are_rendered_by_the_models_own_template,
-    the_words_about_tools_are_our_own,
     idle_without(
         "a_revision_belongs_to_a_hub",
         is_set("model_revision"),
@@ -282,7 +236,6 @@ RULES = (
     an_id_of_the_hub_is_fetched_on_request,
     the_family_of_a_name_is_trained,
     training_data_is_given,
-    a_template_is_built_in_or_a_file,
     *map(_no_variable_of_a_shell, PLACES),
     each_data_set_has_a_probability,
     the_probabilities_of_data_sets_sum_to_one,
