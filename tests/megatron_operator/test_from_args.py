@@ -430,7 +430,7 @@ UNTRAINED = {"model_type": "bert", "hidden_size": 64}
         ("models/InternVL3-8B", "the same model for transformers has -hf behind its name"),
         ("OpenGVLab/InternVL2_5-8B", "the same model for transformers has -hf behind its name"),
         ("google/gemma-3n-E4B-it", "by its name it is of the family gemma3n, which is not trained here"),
-        ("meta-llama/Llama-4-Scout-17B-16E", "the vision tower of Llama-4 is not trained here, its text decoder is"),
+        ("meta-llama/Llama-4-Scout-17B-16E", ""),
         ("google/gemma-4-31B-it", ""),
         ("google/gemma-4-E4B-it", "the embeddings that enter every layer of Gemma-4-E2B and -E4B are not trained here"),
         ("google/gemma-4-12B-it", "the images of Gemma-4-12B are not trained here, its text decoder is"),

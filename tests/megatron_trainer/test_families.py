@@ -66,6 +66,7 @@ ONLY_KEPT = {
 """Keys that a family's code stores and does not use."""
 
 OF_THE_TOWER = {
+    "llama4": {"output_attentions", "output_hidden_states", "return_dict"},
     "llama4_text": {
         *("image_token_id", "image_size", "num_channels", "patch_size", "pixel_shuffle_ratio", "projector_dropout"),
         *("projector_input_dim", "projector_output_dim", "output_attentions", "output_hidden_states", "return_dict"),
@@ -95,7 +96,7 @@ OF_THE_TOWER = {
 """Keys that a file of modeling code reads for the vision tower that it holds too."""
 
 OF_THE_WHOLE = (
-    *("image_token_id", "video_token_id", "tie_word_embeddings"),
+    *("image_token_id", "image_token_index", "video_token_id", "tie_word_embeddings"),
     *("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy"),
 )
 """Keys that belong to no text model inside."""

@@ -54,6 +54,7 @@ QUICK = [
     *(("qwen3_5", "pp2"), ("qwen3_5_moe", "one rank"), ("glm4v", "cp2"), ("internvl", "tp2 sp")),
     *(("internvl_qwen3", "one rank"), ("internvl_qwen3_moe", "one rank"), ("internvl_gpt_oss", "one rank")),
     *(("glm4v_moe", "one rank"), ("gemma4", "one rank"), ("gemma4", "cp2")),
+    *(("llama4", "one rank"), ("llama4", "tp2 ep2")),
 ]
 """Cases of `make test`, one of each family and of each kind of layout; the others are slow."""
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -108,6 +109,7 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
             *(("glm4v_moe", layout) for layout in (*LAYOUTS, *OF_EXPERTS) if layout != "tp2"),
             *(("gemma4", layout) for layout in (*LAYOUTS, *OF_EXPERTS) if layout != "tp2"),
             *(("gemma4_causal", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2")),
+            *(("llama4", layout) for layout in (*LAYOUTS, *OF_EXPERTS) if layout != "tp2"),
             *(("internvl", layout) for layout in LAYOUTS),
             *(("internvl_qwen3", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
             *(("internvl_qwen3_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
@@ -146,10 +148,13 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     **{f"glm4v, {layout}": ("glm4v", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "cp2")},
     **{
         f"{name}, {layout}": (name, layout, "nothing", {})
-        for name in ("glm4v_moe", "gemma4")
+        for name in ("glm4v_moe", "gemma4", "llama4")
         for layout in ("one rank", "tp2 ep2", "pp2", "ep2")
     },
     "gemma4, cp2": ("gemma4", "cp2", "nothing", {}),
+    "llama4, cp2": ("llama4", "cp2", "nothing", {}),
+    "llama4, vit": ("llama4", "one rank", "vit", {}),
+    "llama4, reentrant": ("llama4", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "gemma4, vit": ("gemma4", "one rank", "vit", {}),
     "gemma4 without bounds": ("gemma4_causal", "one rank", "nothing", {}),
     "gemma4, reentrant": ("gemma4", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
@@ -170,12 +175,13 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
             ("internvl", "one rank"),
             ("internvl_qwen3", "tp2 sp"),
             ("gemma4", "one rank"),
+            ("llama4", "one rank"),
         )
     },
 }
 """The model, the layout, what is frozen, and further arguments."""
 QUICK_ADAPTED = ("vit", "tp2 sp", "stacked experts", "delta nets, one rank", "tiles, one rank, nothing") + (
-    *("glm4v, one rank", "gemma4, one rank", "beside a tower in full, qwen3_vl, one rank"),
+    *("glm4v, one rank", "gemma4, one rank", "llama4, one rank", "beside a tower in full, qwen3_vl, one rank"),
 )
 
 
@@ -198,7 +204,7 @@ def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, mo
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    "name", mostly_slow(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"], ["qwen2_5_vl", "internvl"])
+    "name", mostly_slow(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llama4"], ["qwen2_5_vl", "llama4"])
 )
 def test_a_tower_in_bfloat16_keeps_its_frequencies_in_float32(name: str, model_root: Path):
     (difference,) = gloo_ranks(1).run(image_parity.features_in_half, tiny_model.make(name, model_root))

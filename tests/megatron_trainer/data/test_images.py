@@ -20,7 +20,7 @@ from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v", "gemma4", "gemma4_v2")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v", "gemma4", "gemma4_v2", "llama4")
 GLM = ("glm4v", "glm4v_moe")
 SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
@@ -69,12 +69,19 @@ def truth(model, kind, messages, folder, names):
 
     whole = vision.processor(model, kind)
     shown = whole.apply_chat_template(messages, tokenize=False)
-    made = whole(text=[shown], images=[load_image(str(folder / name)) for name in names], return_tensors="np")
+    kinds = "pt" if kind == "llama4" else "np"  # which has no bfloat16
+    made = whole(text=[shown], images=[load_image(str(folder / name)) for name in names], return_tensors=kinds)
     if vision.is_gemma(kind):
         places = made["image_position_ids"]
         values = [row[at[:, 0] >= 0] for row, at in zip(made["pixel_values"], places, strict=True)]
         grids = [(1, at[:, 1].max() + 1, at[:, 0].max() + 1) for at in places]
         return made["input_ids"][0].tolist(), np.concatenate(values), np.array(grids)
+    if kind == "llama4":
+        ids = made["input_ids"][0].tolist()
+        patch = whole.tokenizer.convert_tokens_to_ids("<|patch|>")
+        ends = np.flatnonzero(np.array(ids) == whole.tokenizer.convert_tokens_to_ids("<|image_end|>"))
+        counts = np.diff([0, *(ids[:end].count(patch) // 4 for end in ends)])
+        return ids, made["pixel_values"].float().numpy().reshape(-1, 48), np.array([[count, 4, 4] for count in counts])
     if vision.is_cut(kind):
         counts = [
             whole.image_processor.get_number_of_image_patches(*reversed(SIZES[name]), {"crop_to_patches": True})

@@ -65,6 +65,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Llama-[23]|SmolLM2", "llama"),
     (r"gpt-oss", "gpt_oss"),
     (r"gemma-4-26B", "gemma4"),
+    (r"Llama-4", "llama4"),
 )
 # The text decoder of models that are not trained here with images, or not for the task: the other arguments run.
 DECODERS: tuple[tuple[str, str], ...] = (
@@ -73,7 +74,6 @@ DECODERS: tuple[tuple[str, str], ...] = (
     (r"Qwen3-VL", "qwen3"),
     (r"GLM-4\.1V|GLM-4\.6V-Flash", "glm4v"),
     (r"InternVL3_5-GPT-OSS", "gpt_oss"),
-    (r"Llama-4", "llama4_text"),
     (r"gemma-4-12B", "gemma4_unified_text"),
 )
 

@@ -60,6 +60,18 @@ GEMMA_PROCESSOR = {
     "pooling_kernel_size": 2,
     "max_soft_tokens": 70,
 }
+CANVAS_TOKENS = (
+    *("<|image_start|>", "<|image|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>", "<|image_end|>"),
+)
+CANVAS_TEMPLATE = TILE_TEMPLATE.replace("<IMG_CONTEXT>\n", "<|image|>")
+"""Images as the published models of Llama-4 write them."""
+CANVAS_PROCESSOR = {
+    "image_processor_type": "Llama4ImageProcessor",
+    "size": {"height": 16, "width": 16},
+    "max_patches": 6,
+    "image_mean": [0.5, 0.48, 0.4],
+    "image_std": [0.5, 0.3, 0.27],
+}
 TEMPLATES = {
     "gemma4": "gemma4_v5",
     "gemma4_v2": "gemma4_v2",
@@ -99,6 +111,10 @@ def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
         whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *TILE_TOKENS]})
         whole.chat_template = TILE_TEMPLATE
         return whole
+    if kind == "llama4":
+        whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *CANVAS_TOKENS]})
+        whole.chat_template = CANVAS_TEMPLATE
+        return whole
     if kind.startswith("glm4v"):
         whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *GLM_TOKENS]})
         whole.chat_template = GLM_TEMPLATE
@@ -133,6 +149,9 @@ def config(kind: str = "qwen2_5_vl") -> dict[str, object]:
         named = {f"{name}_id": ids[text] for name, text in GEMMA_NAMES.items()}
         sizes = {"patch_size": 4, "pooling_kernel_size": 2}
         return {"model_type": "gemma4", "vision_config": sizes, **named, "video_token_id": ids["<|video|>"]}
+    if kind == "llama4":
+        sizes = {"image_size": 16, "patch_size": 4}
+        return {"model_type": kind, "vision_config": sizes, "image_token_index": ids["<|patch|>"]}
     if kind.startswith("glm4v"):
         start, image, end, _, video, _ = (ids[token] for token in GLM_TOKENS)
         around = {"image_start_token_id": start, "image_end_token_id": end}
@@ -156,6 +175,9 @@ def write(folder: Path, kind: str = "qwen2_5_vl", *, least: int = 64, most: int 
         return folder
     if is_gemma(kind):
         (folder / "preprocessor_config.json").write_text(json.dumps(GEMMA_PROCESSOR))
+        return folder
+    if kind == "llama4":
+        (folder / "preprocessor_config.json").write_text(json.dumps(CANVAS_PROCESSOR))
         return folder
     settings = {
         "image_processor_type": "Glm4vImageProcessor" if kind.startswith("glm4v") else "Qwen2VLImageProcessor",
@@ -182,6 +204,7 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
         Glm4vVideoProcessor,
         InternVLProcessor,
         InternVLVideoProcessor,
+        Llama4Processor,
         Qwen2_5_VLProcessor,
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
@@ -191,6 +214,9 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
 
     kinds = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor}
     own = AutoTokenizer.from_pretrained(folder)
+    if kind == "llama4":
+        images = AutoImageProcessor.from_pretrained(folder)
+        return Llama4Processor(image_processor=images, tokenizer=own, patch_size=4, chat_template=own.chat_template)
     images = AutoImageProcessor.from_pretrained(folder, backend="pil")
     if is_cut(kind):
         sizes = {key: TILE_PROCESSOR[key] for key in ("size", "image_mean", "image_std")}

@@ -18,7 +18,7 @@ def make(name: str, root: Path, *, predicts_further: bool = False) -> Path:
     """
     kind, _ = tiny_model.MODELS[name]
     own = vision.config(kind)
-    ids = {key: value for key, value in own.items() if key.endswith("_token_id")}
+    ids = {key: value for key, value in own.items() if key.endswith(("_token_id", "_token_index"))}
     make_model = prediction_model.make_seeing if predicts_further else tiny_model.make
     directory = make_model(name, root, **ids)
     config = (directory / "config.json").read_text()

@@ -221,6 +221,28 @@ _GEMMA4_IMAGES = {
     },
 }
 _GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
+_LLAMA4 = {
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 3,
+    "attention_chunk_size": 512,
+    "floor_scale": 600,
+}
+_LLAMA4_TOWER = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "image_size": 16,
+    "patch_size": 4,
+    "projector_input_dim": 40,
+    "projector_output_dim": 40,
+    "vision_output_dim": 40,
+}
 
 # Name -> (model_type, settings beyond _DECODER).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -290,18 +312,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 7, "tie_word_embeddings": True},
     ),
-    "llama4_text": (
-        "llama4_text",
+    "llama4_text": ("llama4_text", _LLAMA4),
+    "llama4": (
+        "llama4",
         {
-            "head_dim": 16,
-            "intermediate_size": 48,
-            "intermediate_size_mlp": 96,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 1,
-            "interleave_moe_layer_step": 2,
-            "no_rope_layer_interval": 3,
-            "attention_chunk_size": 512,
-            "floor_scale": 600,
+            **_LLAMA4,
+            "vocab_size": VOCAB_SIZE + 4,
+            "image_token_index": VOCAB_SIZE,
+            "boi_token_index": VOCAB_SIZE + 2,
+            "eoi_token_index": VOCAB_SIZE + 3,
+            "vision_config": _LLAMA4_TOWER,
         },
     ),
     "gpt_oss": ("gpt_oss", _GPT_OSS),
@@ -464,7 +484,10 @@ def _settings_of(name: str, **settings: Any) -> dict[str, Any]:
 def auto_class(kind: str) -> Any:
     """The auto class of transformers that makes models of this model_type."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
+    if kind == "llama4":  # transformers 5.24 reads this field of its text model's outputs, which have none
+        MoeCausalLMOutputWithPast.image_outputs = None
     return AutoModelForImageTextToText if FAMILIES[kind].text_type else AutoModelForCausalLM
 
 

@@ -148,7 +148,7 @@ def _of_adapters(model: Any) -> dict[str, Any]:
     the adapters of gate and up.
     """
     found = {}
-    has_plain_stacks = model.config.get_text_config().model_type not in ("gpt_oss", "glm4v_moe_text")
+    has_plain_stacks = model.config.get_text_config().model_type not in ("gpt_oss", "glm4v_moe_text", "llama4_text")
     for name, parameter in model.named_parameters():
         if ".experts." in name and parameter.grad is not None and has_plain_stacks:
             found |= _of_experts(name, parameter.grad)
@@ -410,7 +410,8 @@ def features_in_half(directory: Path) -> float:
     one = sample(2, spec.model.vision)
     pixels, grid = torch.from_numpy(one.images.values_PD), torch.from_numpy(one.images.grid_N3)
     with torch.no_grad():
-        vision, own = spec.model.vision, getattr(theirs.model, "visual", theirs.model)
+        vision, whole = spec.model.vision, getattr(theirs, "model", theirs)
+        own = getattr(whole, "visual", whole)
         ours, expected = (features(each.eval(), vision, pixels, grid)[0] for each in (wrapped.module.visual, own))
     return float((ours.float() - expected.float()).abs().max())
 

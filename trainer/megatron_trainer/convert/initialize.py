@@ -31,6 +31,7 @@ _STARTS: Mapping[str, float] = {
 }
 """Last parts of the names of a tower's tensors that are no matrices -> where they start."""
 _SINKS = "self_attn.sinks"
+_CLASS = "vision_model.class_embedding"
 _SCALES = (".layer_scalar", ".router.scale", ".router.per_expert_scale")
 _DECAY, _DECAY_BIAS, _GATED_NORM = "linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight"
 
@@ -70,7 +71,7 @@ def _drawn(piece: Piece, std: float, seed: int, model: Model) -> Tensor:
         return torch.full(piece.shape, model.vision.layer_scale)
     if is_tower(piece.name) and (start := _STARTS.get(piece.name.rpartition(".")[2])) is not None:
         return torch.full(piece.shape, start)
-    if len(piece.shape) == 1 and not piece.name.endswith((_DECAY, _SINKS)):
+    if len(piece.shape) == 1 and not piece.name.endswith((_DECAY, _SINKS, _CLASS)):
         is_one = piece.name.endswith(_GATED_NORM if model.zero_centered_norms else ".weight")
         return torch.full(piece.shape, float(is_one or piece.name.endswith((_DECAY_BIAS, *_SCALES))))
     digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()

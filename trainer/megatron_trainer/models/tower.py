@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from megatron_trainer.backend import Backend
 from megatron_trainer.models import joined_attention
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.vision import Vision
+from megatron_trainjob.families.vision import PREFIX, Vision
 
 if TYPE_CHECKING:
     from megatron_trainer.models.spec import ModelSpec
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module:
     """The tower with the aligner; weights are loaded or initialized later."""
     attention, vision = _attention(spec, backend), spec.model.vision
-    if vision is not None and vision.pads_images:
-        tower = _beside_decoder(_object(spec.whole_hf_config), spec.dtype, attention)
+    if vision is not None and (vision.pads_images or vision.separates_tiles):
+        tower = _beside_decoder(_object(spec.whole_hf_config), vision, spec.dtype, attention)
     else:
         tower = _before_decoder(spec, attention)
     _keep_wide(tower)
@@ -48,7 +48,7 @@ def _object(config: Any) -> Any:  # noqa: ANN401 - differs by family
     """transformers' model of a configuration, without its output layer and without values."""
     with torch.device("meta"):
         whole: Any = AutoModelForImageTextToText.from_config(config)
-    return whole.model
+    return getattr(whole, "model", whole)  # Llama-4 has no object in between
 
 
 def _before_decoder(spec: ModelSpec, attention: str) -> nn.Module:
@@ -64,13 +64,13 @@ def _before_decoder(spec: ModelSpec, attention: str) -> nn.Module:
     return tower
 
 
-def _beside_decoder(model: Any, dtype: torch.dtype, attention: str) -> nn.Module:  # noqa: ANN401
+def _beside_decoder(model: Any, vision: Vision, dtype: torch.dtype, attention: str) -> nn.Module:  # noqa: ANN401
     """A model without its decoder, whose tower is built with its values: no checkpoint has its rotary frequencies."""
     del model.language_model
-    model.embed_vision.to(dtype).to_empty(device="cpu")
-    model.vision_tower = type(model.vision_tower)._from_config(
-        model.config.vision_config, dtype=dtype, attn_implementation=attention
-    )
+    own, aligner = (name.removeprefix(PREFIX) for name in vision.modules)
+    getattr(model, aligner).to(dtype).to_empty(device="cpu")
+    kind = type(getattr(model, own))
+    setattr(model, own, kind._from_config(model.config.vision_config, dtype=dtype, attn_implementation=attention))
     tower: nn.Module = model
     return tower
 
@@ -85,6 +85,10 @@ def features(tower: Any, vision: Vision, pixels_PD: Tensor, grid_N3: Tensor) -> 
         return [torch.cat(tower.get_image_features(values_NLD, places_NL2, return_dict=True).pooler_output)]
     if vision.tile:
         pixels_NCHW = pixels_PD.view(-1, vision.channels, vision.tile, vision.tile)
+        if vision.separates_tiles:
+            kind = tower.vision_model.class_embedding.dtype
+            states_NTH = tower.get_image_features(pixels_NCHW.to(kind), return_dict=True).last_hidden_state
+            return [tower.multi_modal_projector(states_NTH.flatten(0, 1))]
         return [tower.get_image_features(pixels_NCHW, return_dict=True).pooler_output.flatten(0, 1)]
     output = tower(pixels_PD, grid_thw=grid_N3)
     return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
@@ -127,6 +131,8 @@ def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
     first one does not if what comes before it is frozen, as under LoRA.
     """
     layers, first = layers_and_first(tower)
+    for layer in layers:
+        layer.register_forward_pre_hook(_by_position, with_kwargs=True)
 
     def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         if torch.is_grad_enabled() and any(p.requires_grad for p in layers.parameters()):
@@ -135,8 +141,16 @@ def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
     first.register_forward_hook(require_gradient)
 
 
+def _by_position(_layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+    """States that a layer gets by name, in front: reentrant graphs see tensors by position alone."""
+    states = named.pop("hidden_state", None)
+    return (given if states is None else (states, *given)), named
+
+
 def layers_and_first(tower: Any) -> tuple[nn.ModuleList, nn.Module]:  # noqa: ANN401 - differs by family
     """The layers of a tower, and what makes states of patches before them."""
+    if hasattr(tower, "vision_model"):
+        return tower.vision_model.model.layers, tower.vision_model.patch_embedding
     inner = getattr(tower, "vision_tower", None)
     if inner is None:
         return tower.blocks, tower.patch_embed
@@ -148,7 +162,8 @@ def layers_and_first(tower: Any) -> tuple[nn.ModuleList, nn.Module]:  # noqa: AN
 def _attention(spec: ModelSpec, backend: Backend) -> str:
     """Windows and images of any size in one call where flash-attn is there, or torch's kernel; else one call each."""
     is_half = spec.dtype in (torch.bfloat16, torch.float16)
-    if spec.model.vision is not None and spec.model.vision.pads_images:  # with a mask, which flash-attn does not take
+    vision = spec.model.vision
+    if vision is not None and (vision.pads_images or vision.separates_tiles):  # a mask, or classes without flash-attn
         return "sdpa"
     return "flash_attention_2" if is_half and "flash_attention" in backend.fused_kernels() else "sdpa"
 

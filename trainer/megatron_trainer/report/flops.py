@@ -13,7 +13,7 @@ from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import score_widths
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.vision import MERGING, PREFIX, Vision, is_aligner, is_looked_up
+from megatron_trainjob.families.vision import MERGING, OF_PATCHES, PREFIX, Vision, is_aligner, is_looked_up
 
 
 def flops_per_token(model: Model, args: TrainArgs) -> float:
@@ -50,7 +50,7 @@ def _matrices(vision: Vision, *, of_aligner: bool) -> float:
     """
     return sum(
         prod(shape)
-        * (1.0 if of_aligner or len(shape) > 2 else vision.states_per_patch)
+        * (1.0 if of_aligner or len(shape) > 2 or name.startswith(OF_PATCHES) else vision.states_per_patch)
         / (vision.merge_size**2 if name.startswith(MERGING) else 1)
         for name, shape in vision.tensors.items()
         if len(shape) > 1 and not is_looked_up(name) and is_aligner(PREFIX + name) == of_aligner

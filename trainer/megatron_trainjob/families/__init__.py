@@ -20,6 +20,7 @@ from megatron_trainjob.families.gpt_oss import GPT_OSS
 from megatron_trainjob.families.internvl import INTERNVL, INTERNVL_GPT_OSS, INTERNVL_QWEN3, INTERNVL_QWEN3_MOE
 from megatron_trainjob.families.llama import ERNIE4_5, INTERNLM3, LLAMA, MISTRAL, SEED_OSS, SMOLLM3
 from megatron_trainjob.families.llama4 import LLAMA4_TEXT
+from megatron_trainjob.families.llama4_vision import LLAMA4
 from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.phi import PHI3
@@ -71,6 +72,7 @@ FAMILIES: dict[str, Family] = {
         GLM4V,
         GLM4V_MOE,
         GEMMA4,
+        LLAMA4,
     )
 }
 """Keys are `model_type` of config.json; of records that share one, a name for each."""

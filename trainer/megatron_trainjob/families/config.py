@@ -30,8 +30,8 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), DECIMAL),
     **dict.fromkeys(("attention_dropout", "resid_pdrop", "residual_dropout"), NUMBER),
     "router_jitter_noise": POINT,
-    **dict.fromkeys(("layer_norm_eps", "downsample_ratio"), DECIMAL),
-    **dict.fromkeys(("hidden_dropout_prob", "projection_dropout"), NUMBER),
+    **dict.fromkeys(("layer_norm_eps", "downsample_ratio", "pixel_shuffle_ratio"), DECIMAL),
+    **dict.fromkeys(("hidden_dropout_prob", "projection_dropout", "projector_dropout"), NUMBER),
     "layer_scale_init_value": POINT,
     **dict.fromkeys(("use_mask_token", "use_mean_pooling", "use_absolute_position_embeddings"), SWITCH),
     **dict.fromkeys(("norm_type", "projector_hidden_act", "vision_feature_select_strategy"), TEXT),
@@ -66,6 +66,7 @@ _SIZES = frozenset(
         *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
         *("num_channels", "image_seq_length", "image_size", "global_head_dim", "num_global_key_value_heads"),
         *("pooling_kernel_size", "position_embedding_size"),
+        *("projector_input_dim", "projector_output_dim", "vision_output_dim"),
     }
 )
 

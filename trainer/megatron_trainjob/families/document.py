@@ -57,6 +57,8 @@ def _feed_forward(family: Family) -> str:
     keys = family.keys
     if "top_k_experts" in keys:
         return "dense, or experts, softmax router, beside a dense block"
+    if "interleave_moe_layer_step" in keys:
+        return "dense, or experts, sigmoid router, shared experts"
     if "num_experts_per_tok" not in keys:
         return "dense"
     router = "sigmoid router with a bias" if "norm_topk_prob" in keys and "n_group" in keys else "softmax router"

@@ -26,6 +26,7 @@ _OUTER = frozenset(
         *("image_seq_length", "downsample_ratio", "projector_hidden_act"),
         *("vision_feature_layer", "vision_feature_select_strategy"),
         *("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id"),
+        *("boi_token_index", "eoi_token_index", "image_token_index"),
         *("audio_config", "vision_soft_tokens_per_image"),
         *_SHARED,
     }

@@ -14,16 +14,11 @@ _GEMMA4_SMALL = (
     "the embeddings that enter every layer of Gemma-4-E2B and -E4B are not trained here; larger models of Gemma-4 "
     "(26B-A4B, 31B) have none, use one of them"
 )
-_LLAMA4 = (
-    "the vision tower of Llama-4 is not trained here, its text decoder is: save that with transformers' "
-    "Llama4ForCausalLM.from_pretrained and save_pretrained, which makes a model of type llama4_text, and use it"
-)
 _INTERNVL = (
     "this is InternVL in its first form, whose code lies beside its weights and is not run here; the same model for "
     "transformers has -hf behind its name (OpenGVLab/InternVL3-8B-hf, OpenGVLab/InternVL3_5-8B-HF), use that"
 )
 REASONS: Mapping[str, str] = {
-    "llama4": _LLAMA4,
     "internvl_chat": _INTERNVL,
     "gemma4_unified": _GEMMA4_UNIFIED,
 }
@@ -32,7 +27,6 @@ REASONS: Mapping[str, str] = {
 _NAMES: Mapping[str, str] = {
     r"gemma-?4-e\d": _GEMMA4_SMALL,
     r"gemma-?4-12b": _GEMMA4_UNIFIED,
-    r"llama-?4-(scout|maverick)": _LLAMA4,
     r"internvl[\d_.]*-(gpt-oss-)?\d+b(-a\d+b)?(-instruct|-pretrained|-mpo|-preview)?$": _INTERNVL,
 }
 """Patterns of names, in any case -> why such a model is not trained."""

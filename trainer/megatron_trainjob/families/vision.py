@@ -32,14 +32,17 @@ BESIDE: Names = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("vision_tower.", f"{PREFIX}vision_tower."),
+    ("vision_model.", f"{PREFIX}vision_model."),
     ("multi_modal_projector.", f"{PREFIX}multi_modal_projector."),
 )
-"""Of the files of such models."""
-MERGING = "downsample."
-"""Beginning of the names of a tower's kernel that makes one state of several patches."""
+"""Of the files of such models, and of objects that hold a whole text model beside the two."""
+MERGING = ("downsample.", "vision_model.vision_adapter.")
+"""Beginnings of the names of a tower's tensors that see one state in place of several patches."""
+OF_PATCHES = (*MERGING, "vision_model.patch_embedding.")
+"""Those of its matrices that see no state in front of the patches or behind them."""
 _TABLES = (
     *("pos_embed.weight", "position_embedding.weight", "position_embeddings", "cls_token"),
-    "position_embedding_table",
+    *("position_embedding_table", "class_embedding", "positional_embedding_vlm"),
 )
 """Ends of the names of tensors that are added to states, not multiplied with them."""
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")
@@ -55,7 +58,8 @@ class Vision:
 
     image_token, video_token: ids that stand for one merged patch of an image or a video; they may be the same, and
     video_token is -1 where no videos are read. tile:
-    pixels along each side of the squares into which images are cut, 0 for images of any size. sections: channel pairs
+    pixels along each side of the squares into which images are cut, 0 for images of any size. separates_tiles: tokens
+    between the tiles say how they lie, and the tower takes the linear into the decoder apart. sections: channel pairs
     of a head that rotate by time, by row and by column; () if positions count tokens, as in text.
     interleaves_sections: they take turns channel by channel instead of
     following each other. tokens_per_second: distance of positions in time between two seconds of a video, 0 if every
@@ -85,6 +89,7 @@ class Vision:
     separates_frames: bool = False
     deep_layers: tuple[int, ...] = ()
     tile: int = 0
+    separates_tiles: bool = False
     pads_images: bool = False
     sees_whole: bool = False
     longest_side: int = 0

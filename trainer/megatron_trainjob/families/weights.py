@@ -202,7 +202,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
-    "llama4_text": _LLAMA4,
+    **dict.fromkeys(("llama4", "llama4_text"), _LLAMA4),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified_text"), _GEMMA4),
     "gpt_oss": _GPT_OSS,
     "qwen2_vl": (),

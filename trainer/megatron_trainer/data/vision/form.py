@@ -51,6 +51,11 @@ class PatchForm:
     processor: Any
 
     @property
+    def patch_size(self) -> int:
+        """Pixels along one side of a patch."""
+        return int(self.processor.patch_size)
+
+    @property
     def key(self) -> str:
         """See Form."""
         return f"{self.processor.patch_size} {self.processor.resample}"

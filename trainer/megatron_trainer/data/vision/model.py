@@ -12,15 +12,16 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.values import Conversation, Medium, Message, RowError
-from megatron_trainer.data.vision import boxes, files, video
+from megatron_trainer.data.vision import boxes, canvas, files, token_ids, video
 from megatron_trainer.data.vision.boxes import Boxes
+from megatron_trainer.data.vision.canvas import CanvasForm
 from megatron_trainer.data.vision.form import PatchForm, ScaledForm, TileForm
 from megatron_trainer.data.vision.frames import open_frames
 from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
 from megatron_trainer.data.vision.places import placed, trimmed
 from megatron_trainer.data.vision.rows import MARK, Found, Media
 from megatron_trainer.data.vision.settings import VisionSettings
-from megatron_trainer.data.vision.tokens import Shifted, VisionTokens, number_of_frame
+from megatron_trainer.data.vision.tokens import Shifted, VisionTokens
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import families, input_file
 from megatron_trainjob.args import pixels
@@ -36,14 +37,14 @@ CACHE = "images"
 """Folder of resized images, in that of the tokenized data."""
 ABSOLUTE_BOXES = frozenset({"qwen2_5_vl"})
 """Models that write coordinates in pixels of the resized image; the others in thousandths."""
-_AROUND = {"start": "<img>", "end": "</img>"}
-"""Tokens around a tile of a tokenizer that does not name them."""
+_IMAGE_TOKENS = frozenset({"image_token_id", "image_token_index"})
+"""Keys of config.json that name the token of an image; a file has one of them."""
 _PROBE = "behind-it"
 _LONGEST_BEHIND = 8
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
 BOUNDS_OF_FRAMES = frozenset({"glm4v", "glm4v_moe"})
 """Models whose processor bounds the pixels of all frames that an image becomes; the others bound those of the image."""
-AnyForm = PatchForm | TileForm | ScaledForm
+AnyForm = PatchForm | TileForm | ScaledForm | CanvasForm
 _BOX_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 
 
@@ -114,7 +115,7 @@ def image_rows_of(
 
     Raises InvalidInput when its image processor is missing.
     """
-    if "vision_config" not in config or "image_token_id" not in config:
+    if "vision_config" not in config or not _IMAGE_TOKENS & config.keys():
         return None
     tower = _own_tower(directory, config)
     form = _form(args, directory, config, tower)
@@ -125,7 +126,7 @@ def image_rows_of(
         return "" if token < 0 else str(tokenizer.convert_ids_to_tokens(token))
 
     settings = VisionSettings(
-        processor=form.processor.to_dict(),
+        processor={} if isinstance(form, CanvasForm) else form.processor.to_dict(),
         image_token=text(tokens.image),
         video_token=text(tokens.video),
         start_token=text(tokens.start),
@@ -144,7 +145,7 @@ def image_rows_of(
         settings=settings,
         reader=ImageReader(form, kept, rules),
         tokens=tokens,
-        patch_size=form.processor.patch_size if tower is None else tower.patch_size,
+        patch_size=form.patch_size,
         marks=_marks(tokenizer),
     )
 
@@ -152,6 +153,8 @@ def image_rows_of(
 def _form(args: TrainArgs, directory: Path, config: Mapping[str, Any], tower: Vision | None) -> AnyForm:
     if tower is None:
         return _patches(args, directory, config)
+    if tower.separates_tiles:
+        return _canvas(args, directory, tower)
     return _tiles(args, directory, tower) if tower.tile else _scaled(args, directory, tower)
 
 
@@ -163,13 +166,18 @@ def _tokens(
     rules: video.FrameRules | None,
 ) -> VisionTokens:
     if tower is None:
+        assert isinstance(form, PatchForm)
         separates = rules is not None and rules.separates_frames
-        return _tokens_of_patches(config, form.processor.merge_size, separates_frames=separates)
-    return _tokens_of_tiles(tokenizer, tower) if tower.tile else _tokens_of_scaled(config, tower)
+        return token_ids.of_patches(config, form.processor.merge_size, separates_frames=separates)
+    if tower.separates_tiles:
+        return token_ids.of_canvas(tokenizer, tower)
+    return token_ids.of_tiles(tokenizer, tower) if tower.tile else token_ids.of_scaled(config, tower)
 
 
 def _around(form: AnyForm, tokenizer: PreTrainedTokenizerBase, image: str) -> dict[str, Any]:
     """The fields about what the chat template does around an image."""
+    if isinstance(form, CanvasForm):
+        return {"canvas": form.processor, "behind": _behind(tokenizer, canvas.WHOLE)}
     if isinstance(form, TileForm):
         return {"behind": _behind(tokenizer, image)}
     return _written(tokenizer, image) if isinstance(form, ScaledForm) else {}
@@ -236,6 +244,21 @@ def _tiles(args: TrainArgs, directory: Path, tower: Vision) -> TileForm:
     return TileForm(processor=processor, side=side, patch_size=tower.patch_size)
 
 
+def _canvas(args: TrainArgs, directory: Path, tower: Vision) -> CanvasForm:
+    """Images in a canvas of as many tiles as the arguments allow."""
+    stored = _json(directory / "preprocessor_config.json")
+    stored = stored or _json(directory / "processor_config.json").get("image_processor") or {}
+    try:
+        rules = canvas.rules_of(stored)
+    except (ValueError, KeyError, TypeError) as err:
+        raise _unusable(directory, f"the settings of its image processor cannot be used: {err}") from err
+    if rules.side != tower.tile:
+        made, taken = f"{rules.side} x {rules.side}", f"{tower.tile} x {tower.tile}"
+        raise _unusable(directory, f"its image processor makes tiles of {made} pixels, its tower takes {taken}")
+    most = pixels.tiles(pixels.in_pixels(args, rules.side), rules.side).most
+    return CanvasForm(processor=replace(rules, most=most or rules.most), patch_size=tower.patch_size)
+
+
 def _scaled(args: TrainArgs, directory: Path, tower: Vision) -> ScaledForm:
     """Images scaled to a number of tokens, within that of the arguments."""
     processor = _processor(directory)
@@ -249,48 +272,6 @@ def _scaled(args: TrainArgs, directory: Path, tower: Vision) -> ScaledForm:
     if most is not None:
         processor.max_soft_tokens = pixels.budget(most, side)
     return ScaledForm(processor=processor, longest_side=tower.longest_side)
-
-
-def _tokens_of_patches(config: Mapping[str, Any], merge: int, *, separates_frames: bool) -> VisionTokens:
-    """The tokens that config.json names. merge: patches along each side of what becomes one token."""
-    return VisionTokens(
-        image=config["image_token_id"],
-        video=config.get("video_token_id", -1),
-        start=config.get("vision_start_token_id", config.get("image_start_token_id", -1)),
-        end=config.get("vision_end_token_id", config.get("image_end_token_id", -1)),
-        merge=merge,
-        separates_frames=separates_frames,
-    )
-
-
-def _tokens_of_tiles(tokenizer: PreTrainedTokenizerBase, tower: Vision) -> VisionTokens:
-    """The tokens around a tile are those that the tokenizer names, as transformers' processor reads them."""
-    known = tokenizer.get_vocab()
-    start, end = (getattr(tokenizer, f"{name}_image_token", text) for name, text in _AROUND.items())
-    number = number_of_frame(1)
-    leads = [tokenizer.encode(text, add_special_tokens=False) for text in (f" {number}", number)]
-    return VisionTokens(
-        image=tower.image_token,
-        video=tower.video_token,
-        start=known.get(start, -1),
-        end=known.get(end, -1),
-        merge=tower.merge_size,
-        separates_frames=True,
-        leads=tuple(sorted((tuple(lead) for lead in leads), key=len, reverse=True)),
-    )
-
-
-def _tokens_of_scaled(config: Mapping[str, Any], tower: Vision) -> VisionTokens:
-    """The tokens that config.json names; those of videos and of sound stand for nothing that is read."""
-    unread = (config.get("video_token_id"), config.get("audio_token_id"))
-    return VisionTokens(
-        image=tower.image_token,
-        video=tower.video_token,
-        start=config.get("boi_token_id", -1),
-        end=config.get("eoi_token_id", -1),
-        merge=tower.merge_size,
-        unread=tuple(token for token in unread if token is not None),
-    )
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, image: str) -> dict[str, Any]:
@@ -330,7 +311,7 @@ def _rules(
     stored = _json(directory / "processor_config.json").get("video_processor")
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
         stored = stored or _json(directory / name)
-    if tower is not None and tower.tile:
+    if tower is not None and tower.tile and tower.video_token >= 0:
         sizes = {"side": tower.tile, "patch_size": tower.patch_size, "merge_size": tower.merge_size}
         of_tiles = video.rules_of_tiles(stored or {}, **sizes)
         return video.limited(of_tiles, pixels.in_pixels(args, tower.patch_size * tower.merge_size))

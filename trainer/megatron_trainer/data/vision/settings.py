@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_trainer.data.vision.canvas import CanvasRules
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSettings:
@@ -17,7 +19,8 @@ class VisionSettings:
     paths; None is that of the data file. video: the rules of its frames, None if videos are not read. separates_frames:
     each step of a video has the tokens around it, and before it its time or, with numbers_frames, its number.
     before, behind: text that the template writes before and behind an image or a video. trims: it takes the white space
-    off the texts around one. longest_side: patches along a side that an image may have, 0 for any number.
+    off the texts around one. longest_side: patches along a side that an image may have, 0 for any number. canvas: how
+    images lie in tiles, where tokens tell; else None.
     """
 
     processor: Mapping[str, object]
@@ -34,3 +37,4 @@ class VisionSettings:
     behind: str = ""
     trims: bool = False
     longest_side: int = 0
+    canvas: CanvasRules | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_trainer.data.values import Medium, RowError
+from megatron_trainer.data.vision import canvas
 from megatron_trainer.data.vision.places import MISMATCH
 from megatron_trainer.data.vision.rows import MARK
 from megatron_trainer.data.vision.settings import VisionSettings
@@ -56,6 +57,8 @@ def _shown(medium: Medium, settings: VisionSettings) -> str:
         frames = range(1, medium.grid[0] + 1)
         shown = (f"{number_of_frame(each)}{start}{settings.video_token}{end}" for each in frames)
         return "\n".join(shown) + settings.behind
+    if settings.canvas is not None:
+        return canvas.text_of(medium.size, settings.canvas, settings.image_token) + settings.behind
     inside = settings.video_token if medium.is_video else settings.image_token
     if medium.is_video and settings.separates_frames:
         inside = "".join(f"<{time:.1f} seconds>{start}{inside}{end}" for time in medium.times)
@@ -73,6 +76,7 @@ class VisionTokens:
 
     separates_frames: each step of a video stands alone between texts. leads: what may stand before the first of them
     where they have numbers, the longest first. unread: tokens that stand for what is not read, such as sound.
+    separates_tiles: so does each tile of an image. lead: the token before its last one, -1 for none.
     """
 
     image: int
@@ -83,6 +87,8 @@ class VisionTokens:
     separates_frames: bool = False
     leads: tuple[tuple[int, ...], ...] = ()
     unread: tuple[int, ...] = ()
+    separates_tiles: bool = False
+    lead: int = -1
 
     def expanded(self, ids: Ids, weights: Weights, media: Sequence[Medium]) -> tuple[Ids, Weights]:
         """The tokens with one for each merged patch, without loss.
@@ -96,6 +102,8 @@ class VisionTokens:
         expected = [token for token, _ in blocks]
         if ids[is_image].tolist() != expected:
             raise RowError(MISMATCH, f"{int(is_image.sum())} tokens of images in the text, {len(expected)} expected")
+        if self.lead >= 0 and (found := int((ids == self.lead).sum())) != len(media):
+            raise RowError(MISMATCH, f"{found} tokens stand before a whole image, {len(media)} expected")
         counts = np.ones(len(ids), np.int64)
         counts[is_image] = [count for _, count in blocks]
         weights = np.where(is_image, np.float32(0), weights)
@@ -104,7 +112,8 @@ class VisionTokens:
     def blocks(self, medium: Medium) -> list[tuple[int, int]]:
         """The token that stands for a medium and how often it follows itself, once for each part that stands alone."""
         token = self.video if medium.is_video else self.image
-        parts = medium.grid[0] if medium.is_video and self.separates_frames else 1
+        is_apart = self.separates_frames if medium.is_video else self.separates_tiles
+        parts = medium.grid[0] if is_apart else 1
         return [(token, self.num_tokens(medium) // parts)] * parts
 
     def num_tokens(self, medium: Medium) -> int:

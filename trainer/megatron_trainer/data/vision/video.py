@@ -233,13 +233,13 @@ def timestamps(numbers: Sequence[int], fps: float | None, rules: FrameRules) -> 
     return tuple((times[start] + times[start + step - 1]) / 2 for start in range(0, len(times), step))
 
 
-def resized(frame_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resized(frame_HWC: NDArray[np.uint8], size: tuple[int, int], mode: str = "bicubic") -> NDArray[np.uint8]:
     """The frame in another (height, width), bit by bit as torchvision makes it on a processor with AVX2."""
     import torch  # not for processes that encode text
     from torch.nn.functional import interpolate
 
     given = torch.from_numpy(np.array(frame_HWC)).permute(2, 0, 1)[None]
-    made = interpolate(given, size=size, mode="bicubic", antialias=True)
+    made = interpolate(given, size=size, mode=mode, antialias=True)
     found: NDArray[np.uint8] = made[0].permute(1, 2, 0).contiguous().numpy()
     return found
 

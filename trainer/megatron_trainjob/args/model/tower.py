@@ -73,6 +73,8 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
         yield _violation("optimizer", args.optimizer, message)
     if vision.pads_images:
         yield from _budget(vision, args)
+    if vision.separates_tiles:
+        yield from _no_fewest_tiles(vision, args)
     yield from _deep_layers(model, vision, args)
 
 
@@ -100,8 +102,17 @@ def _remedy(tokens: int) -> str:
     return "lower max_pixels" if tokens > pixels.BUDGETS[0] else "use another model"
 
 
+def _no_fewest_tiles(vision: Vision, args: TrainArgs) -> Iterator[Violation]:
+    """Bounds from below of images that get the fewest tiles that hold them."""
+    given = pixels.in_pixels(args, vision.tile)
+    for name in ("min_pixels", "min_num"):
+        if name in given:
+            message = "an image has as many tiles as hold it without shrinking, and no more; remove it"
+            yield _of_pixels(name, given[name], message, args)
+
+
 def _of_pixels(name: str, value: object, message: str, args: TrainArgs) -> Violation:
-    return _violation(name if getattr(args, name) is not None else "model_kwargs", value, message)
+    return _violation(name if getattr(args, name, None) is not None else "model_kwargs", value, message)
 
 
 def _trains(vision: Vision, args: TrainArgs) -> bool:
