@@ -388,7 +388,7 @@ def test_what_only_mentions_a_command_starts_no_training(capsys, words):
         "srun --export=ALL,NPROC_PER_NODE=8,OTHER=1 megatron sft @",
         "docker run --env=NPROC_PER_NODE=8 image megatron sft @",
         "export MODEL=/m NPROC_PER_NODE=8; srun bash -c 'megatron sft @'",
-        "NPROC_PER_NODE=8\nbash <<'EOF'\nmegatron sft @\nEOF\necho done",
+        "export NPROC_PER_NODE=8\nbash <<'EOF'\nmegatron sft @\nEOF\necho done",
         "export NPROC_PER_NODE=8\nsrun --nodes=1 bash -s -- a << EOF | tee log.txt\nMODEL=/m\nmegatron sft @\nEOF",
         "sudo -E env NPROC_PER_NODE=8 bash -l -c 'megatron sft @'",
     ],

@@ -19,9 +19,9 @@ CASES = {
     "a variable": (f"TEXT='costs $NAME'\n{RUN} --system \"$TEXT\"", "costs $NAME"),
     "an array": (f"MORE=(--system 'costs $NAME')\n{RUN} \"${{MORE[@]}}\"", "costs $NAME"),
     "a default": (f"{RUN} --system \"${{TEXT:-'$NAME'}}\"", "$NAME"),
-    "a script in single quotes": (f"NAME=8\nbash -c '{RUN} --system \"$NAME\"'", "8"),
+    "a script in single quotes": (f"export NAME=8\nbash -c '{RUN} --system \"$NAME\"'", "8"),
     "eval": (f"NAME=8\neval '{RUN} --system $NAME'", "8"),
-    "a document that is a script": (f"NAME=8\nbash <<'END'\n{RUN} --system \"$NAME\"\nEND", "8"),
+    "a document that is a script": (f"export NAME=8\nbash <<'END'\n{RUN} --system \"$NAME\"\nEND", "8"),
     "a configuration of a quoted document": (
         f"cat > /tmp/c.yaml <<'END'\n{CONFIG}END\nmegatron sft --config /tmp/c.yaml",
         "costs $NAME",

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from megatron_operator.translate import launchers
 from megatron_operator.translate.hosts import Files, no_file
 from megatron_operator.translate.launchers import FILES, OF_NODES, SWITCHES, TORCH_LAUNCHERS, Ranks, number
-from megatron_operator.translate.programs import WRAPPERS, is_reader, passed_on, starts
+from megatron_operator.translate.programs import WRAPPERS, cleared, is_reader, passed_on, starts
 from megatron_operator.translate.shell.state import Invocation
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
@@ -132,7 +132,9 @@ def _names_training(words: Sequence[str]) -> bool:
 
 def _recognized(command: Invocation, of_header: Ranks = NOT_SAID, files: Files = no_file) -> Iterator[Launch]:
     words = [FOUND_BY_SHELL.sub(r"\1", word) for word in command.words]
-    environment, exported = dict(command.environment), set(command.exported)
+    hidden = cleared(words, command.environment)
+    environment = {name: value for name, value in command.environment.items() if name not in hidden}
+    exported = set(command.exported) - hidden
     while words and (words[0] in WRAPPERS or re.match(r"[A-Za-z_]\w*=", words[0])):
         name, separator, value = words.pop(0).partition("=")
         environment |= {name: value} if separator else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
 SHELLS = ("bash", "sh", "zsh", "dash")
@@ -65,6 +65,26 @@ def script_in(words: Sequence[str]) -> tuple[list[str], str]:
             outer = words[:index] if name in SHELLS else words
             return [word for word in outer if word != found], found
     return [], ""
+
+
+def arguments_of_script(words: Sequence[str], script: str) -> list[str] | None:
+    """What stands behind the script and the name of `bash -c SCRIPT NAME a b`; None for other programs."""
+    places = [index for index, word in enumerate(words[1:], 1) if word == script]
+    if not script or not places or not re.fullmatch(r"-[a-z]*c", words[places[0] - 1]):
+        return None
+    return list(words[places[0] + 2 :])
+
+
+def cleared(words: Sequence[str], names: Iterable[str]) -> set[str]:
+    """Those of the variables that `env -i` or `env -u NAME` takes from the command behind it."""
+    start = next((index for index, word in enumerate(words) if program(word) == "env"), None)
+    if start is None:
+        return set()
+    options = list(takewhile(lambda word: word.startswith("-") or ASSIGNMENT.fullmatch(word), words[start + 1 :]))
+    if {"-", "-i", "--ignore-environment"} & set(options):
+        return set(names)
+    text = " ".join(words[start + 1 :])
+    return {found[1] for found in re.finditer(r"(?:^|\s)(?:-u\s*|--unset[= ])(\w+)", text)}
 
 
 def reads_script(words: Sequence[str]) -> bool:

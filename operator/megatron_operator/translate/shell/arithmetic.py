@@ -13,6 +13,12 @@ OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.Div: lambda left, right: int(left / right),  # towards zero, as a shell divides
     ast.Mod: lambda left, right: left - right * int(left / right),
+    ast.Pow: operator.pow,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -21,6 +27,8 @@ OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.GtE: operator.ge,
 }
 ASSIGNED = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?P<operator>[-+*/%]?)=(?!=)(?P<value>.*)", re.DOTALL)
+BASED = re.compile(r"\b(?:(?P<base>\d+)#|0(?=\d))(?P<digits>\w+)")
+"""A number of another base, such as `2#101` or, with a zero in front, of base 8."""
 COUNTED = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<after>\+\+|--)|(?P<before>\+\+|--)(?P<other>[A-Za-z_]\w*)")
 
 
@@ -28,10 +36,10 @@ def calculated(text: str, variables: Mapping[str, str]) -> int | None:
     """The value of the expression; a comparison is 1 or 0. None where a value is not known."""
     plain = re.sub(r"\$?\{?\b([A-Za-z_]\w*)\b\}?", lambda found: variables.get(found[1], found[0]), text.strip())
     plain = re.sub(r"!(?!=)", " not ", plain.replace("&&", " and ").replace("||", " or "))
-    plain = re.sub(r"\b0+(\d)", r"\1", plain)
     try:
+        plain = BASED.sub(lambda found: str(int(found["digits"], int(found["base"] or 8))), plain)
         return int(_number(ast.parse(plain.strip(), mode="eval").body))
-    except (SyntaxError, ValueError, ZeroDivisionError):
+    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +36,9 @@ def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str], l
 
 def read_file(reader: Reader, name: str) -> str | None:
     """A file that the script has written, or one that lies beside it."""
-    if name in reader.files:
-        return reader.files[name]
+    written = next((each for each in reader.files if posixpath.normpath(each) == posixpath.normpath(name)), None)
+    if written is not None:
+        return reader.files[written]
     name = re.sub(r"^\$\((?:dirname|pwd)[^)]*\)/|^\$\{?(?:SCRIPT_DIR|DIR|PWD|BASH_SOURCE%/\*)\}?/", "", name)
     path = None if reader.folder is None or not is_evaluated(name) else reader.folder / name
     try:
@@ -54,8 +56,15 @@ def _source(reader: Reader, node: Node, given: list[str]) -> str | None:
 
 
 def _set(reader: Reader, node: Node, given: list[str]) -> None:
-    if "--" in given:
-        reader.values.arguments = given[given.index("--") + 1 :]
+    """`set -a`, `set -- a b`, `set a b`; an option of -o has a value."""
+    left = given[1:]
+    while left and re.match(r"[-+]", left[0]) and left[0] != "--":
+        option = left.pop(0)
+        value = left.pop(0) if option[1:].endswith("o") and left else ""
+        if "a" in option[1:] or value == "allexport":
+            reader.exports_all = option.startswith("-")
+    if left:
+        reader.values.arguments = left[left[0] == "--" :]
 
 
 def _shift(reader: Reader, node: Node, given: list[str]) -> None:
@@ -64,14 +73,21 @@ def _shift(reader: Reader, node: Node, given: list[str]) -> None:
         reader.values.arguments = reader.values.arguments[count:]
 
 
-def _unset(reader: Reader, node: Node, given: list[str]) -> None:
-    for name in given[1:]:
+def unset(reader: Reader, given: Sequence[str]) -> None:
+    """`unset NAME ...`, of functions with -f."""
+    for name in (word for word in given if not word.startswith("-")):
+        if "-f" in given:
+            reader.functions.pop(name, None)
+            continue
         base, _, index = name.removesuffix("]").partition("[")
         if index:
             reader.values.arrays.get(base, {}).pop(reader.values.key(base, index), None)
         else:
-            reader.values.variables[name] = ""
-            reader.values.arrays.pop(name, None)
+            reader.exported.discard(name)
+            if name in reader.values.arrays:
+                reader.values.arrays[name] = {}
+            else:
+                reader.values.variables[name] = ""
 
 
 def _default(reader: Reader, node: Node, given: list[str]) -> None:
@@ -97,10 +113,12 @@ def _read_words(reader: Reader, node: Node, given: list[str]) -> None:
     if text is None:
         return
     line = text.strip() if is_whole else next(iter(text.splitlines()), "")
+    between = reader.values.variables.get("IFS")
+    separator = between[:1] if between is not None and between.strip() == between else None
     if any(re.fullmatch(r"-[a-z]*a", word) for word in given[1:]):
-        reader.values.arrays[names[0]] = {str(index): word for index, word in enumerate(line.split())}
+        reader.values.arrays[names[0]] = {str(index): word for index, word in enumerate(line.split(separator or None))}
     else:
-        reader.values.variables |= {names[-1]: line} if is_whole else fields(line, names)
+        reader.values.variables |= {names[-1]: line} if is_whole else fields(line, names, separator)
 
 
 def _read_lines(reader: Reader, node: Node, given: list[str]) -> None:
@@ -171,7 +189,7 @@ BUILTINS: Mapping[str, Callable[[Reader, Node, list[str]], str | None]] = {
     ".": _source,
     "set": _set,
     "shift": _shift,
-    "unset": _unset,
+    "unset": lambda reader, node, given: unset(reader, given[1:]),
     ":": _default,
     "printf": _print,
     "read": _read_words,

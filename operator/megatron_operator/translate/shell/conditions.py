@@ -123,7 +123,7 @@ def _compared(left: str, sign: str, right: str) -> bool | None:
     if not is_evaluated(left + right):
         return None
     if sign in NUMBERS:
-        numbers = [arithmetic.calculated(each, {}) for each in (left, right)]
+        numbers = [arithmetic.calculated(re.sub(r"^0+(?=\d)", "", each), {}) for each in (left, right)]
         return None if None in numbers else NUMBERS[sign](*numbers)
     if sign == "=~":
         try:

@@ -40,12 +40,22 @@ class Script:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Outer:
+    """What a name means outside of a function that makes it its own."""
+
+    text: str | None
+    array: dict[str, str] | None
+    is_exported: bool
+
+
 @dataclass
 class Reader:
     """What a script has set, defined and written up to some place.
 
     input: the text that commands read here, None if it is not known. skips: on in a branch that is not taken. over:
-    "exit", "return", "break" or "continue" after one, until what it ends has ended.
+    "exit", "return", "break" or "continue" after one, until what it ends has ended. inherited: the variables that the
+    shell was started with. locals: of the function that is read, None outside of one. exports_all: after `set -a`.
     """
 
     values: Values
@@ -62,6 +72,9 @@ class Reader:
     skips: bool = False
     input: str | None = None
     over: str = ""
+    inherited: frozenset[str] = frozenset()
+    locals: dict[str, Outer] | None = None
+    exports_all: bool = False
 
     def tell(self, node: Node, text: str) -> None:
         self.remarks[f"line {node.start_point[0] + 1}: {text}"] = None

@@ -8,22 +8,31 @@ the script sources, or writes itself with a here-document, are read. What is not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from tree_sitter import Node
 
-from megatron_operator.translate.programs import ASSIGNMENT, passed_on, program, reads_script, script_in
+from megatron_operator.translate.programs import (
+    ASSIGNMENT,
+    arguments_of_script,
+    cleared,
+    passed_on,
+    program,
+    reads_script,
+    script_in,
+)
 from megatron_operator.translate.shell import branches, loops
-from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file
+from megatron_operator.translate.shell.assignments import assign, declare, restore_outer
+from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file, unset
 from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.parallel import of_parallel
 from megatron_operator.translate.shell.state import Reader, Script
 from megatron_operator.translate.shell.words import (
     Values,
-    appended,
     document_text,
+    listed_words,
     parsed,
     source,
     text_of,
@@ -31,9 +40,7 @@ from megatron_operator.translate.shell.words import (
     written_by,
 )
 
-EXPORTING = ("export", "declare -x", "typeset -x")
 HEADER = re.compile(r"#(SBATCH|BSUB|PBS|COBALT|\$)\s+(?P<option>.+)")
-KEYED = re.compile(r"\[(?P<key>[^\]]+)\]=(?P<value>.*)", re.DOTALL)
 MAX_DEPTH = 8
 
 
@@ -47,7 +54,8 @@ def read(
 
     folder: where the files lie that it sources or starts. files: others by their paths. environment: of its shell.
     """
-    reader = Reader(Values(dict(environment or {})), folder, files=dict(files or {}))
+    given = dict(environment or {})
+    reader = Reader(Values(given), folder, files=dict(files or {}), inherited=frozenset(given))
     reader.values.file = partial(read_file, reader)
     _read(reader, script)
     return Script(
@@ -110,62 +118,16 @@ def _define(reader: Reader, node: Node) -> None:
         reader.functions[source(name)] = node
 
 
-def _assign(reader: Reader, node: Node) -> None:
-    """`NAME=value`, `NAME+=value`, `NAME=(...)`, `NAME[0]=value`."""
-    name, value = node.child_by_field_name("name"), node.child_by_field_name("value")
-    if name is None:
-        return
-    adds = any(child.type == "+=" for child in node.children)
-    values, key = reader.values, source(name)
-    if value is not None and value.type == "array":
-        listed = _elements(value, key, values)
-        values.arrays[key] = appended(values.arrays.get(key, {}), listed) if adds else listed
-        values.variables.pop(key, None)
-        return
-    text = "" if value is None else text_of(value, values)
-    if name.type == "subscript":
-        base, _, index = key.removesuffix("]").partition("[")
-        array, place = values.arrays.setdefault(base, {}), values.key(base, index)
-        array[place] = array.get(place, "") + text if adds else text
-        return
-    values.arrays.pop(key, None)
-    values.variables[key] = values.variables.get(key, "") + text if adds else text
-
-
-def _elements(node: Node, name: str, values: Values) -> dict[str, str]:
-    """The elements of `(a b)` by their number, of `([key]=value)` by their key."""
-    found: dict[str, str] = {}
-    for child in (each for each in node.named_children if each.type != "comment"):
-        keyed = KEYED.fullmatch(source(child))
-        if keyed is None:
-            found = appended(found, dict(enumerate(words(child, values))))
-        else:
-            value = parsed(f"x={keyed['value']}\n").named_children[0].child_by_field_name("value")
-            found[values.key(name, keyed["key"])] = "" if value is None else text_of(value, values)
-    return found
-
-
-def _declare(reader: Reader, node: Node) -> None:
-    """`export NAME=value`, `export NAME`, `declare -x NAME=value`, `local NAME=value`."""
-    if re.match(r"(declare|typeset|local)\s+-\w*A", source(node)):
-        reader.values.tables |= {source(c.child_by_field_name("name") or c) for c in node.named_children}
-    for child in node.named_children:
-        if child.type == "variable_assignment":
-            _assign(reader, child)
-        for word in words(child, reader.values) if child.type in ("command_substitution", "concatenation") else ():
-            if (found := ASSIGNMENT.fullmatch(word)) is not None:  # export $(cat .env | xargs)
-                reader.values.variables[found["name"]] = found["value"]
-                reader.exported.add(found["name"])
-        named = child.child_by_field_name("name") or child
-        if source(node).startswith(EXPORTING) and named.type == "variable_name":
-            reader.exported.add(source(named))
-
-
 def _subshell(reader: Reader, node: Node) -> None:
     """`( ... )`: what it sets and where it ends is its own."""
+    _apart(reader, node.named_children)
+
+
+def _apart(reader: Reader, statements: Iterable[Node]) -> None:
     values, exported, over = reader.values, set(reader.exported), reader.over
     reader.values = values.copy()
-    _statements(reader, node)
+    for each in statements:
+        _statement(reader, each)
     reader.values, reader.exported, reader.over = values, exported, over
 
 
@@ -184,7 +146,7 @@ def _pipeline(reader: Reader, node: Node) -> None:
         written = written_by(stage, reader.values, text)
         if written is None:
             reader.input = None if text is None else kept(text)
-            _statement(reader, stage)
+            _apart(reader, [stage])
         text = written
     reader.input = outer
 
@@ -264,11 +226,11 @@ def _command_words(reader: Reader, node: Node) -> tuple[dict[str, str], list[str
     """(the assignments in front, the words)."""
     own: dict[str, str] = {}
     given: list[str] = []
-    end = -1
+    behind: list[Node] = []
     for child in node.named_children:
         if child.type == "variable_assignment":
             inner = Reader(reader.values.copy(), None)
-            _assign(inner, child)
+            assign(inner, child)
             own |= {
                 name: value
                 for name, value in inner.values.variables.items()
@@ -277,14 +239,10 @@ def _command_words(reader: Reader, node: Node) -> tuple[dict[str, str], list[str
         elif child.type == "command_name":
             given += [word for part in child.named_children for word in words(part, reader.values)]
         elif child.type == "file_redirect":
-            given += _after_target(reader, child)
+            behind += child.children_by_field_name("destination")[1:]
         elif child.type != "herestring_redirect":
-            found = words(child, reader.values)
-            if given and found and child.start_byte == end:  # the parser takes `"a"\$b` for two words
-                given[-1] += found.pop(0)
-            given += found
-        end = child.end_byte
-    return own, given
+            behind.append(child)
+    return own, [*given, *listed_words(behind, node, reader.values)]
 
 
 def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -> None:
@@ -295,20 +253,37 @@ def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -
     own, given = _with_assigned(own, given)
     if not given or _is_repeated(reader, node, own, given):
         return
-    builtin = BUILTINS.get(given[0])
     if given[0] in reader.functions:
         _call(reader, reader.functions[given[0]], given[1:])
-    elif builtin is not None:
-        script = builtin(reader, node, given)
-        if script is not None:
-            _read(reader, script)
-            reader.over = "" if reader.over == "return" else reader.over
+    elif given[0] in BUILTINS:
+        _builtin(reader, node, own, given)
     elif (file := script_file(reader, given)) is not None:
         _nested(reader, file[0], file[2], own, file[1])
     else:
         before, inner = script_in(given)
-        if not inner or not _nested(reader, inner, before or given[:1], {**own, **passed_on(before)}):
+        is_eval = given[0] == "eval"
+        arguments = reader.values.arguments if is_eval else arguments_of_script(given, inner)
+        if not inner or not _nested(reader, inner, before or given[:1], {**own, **passed_on(before)}, arguments):
             reader.add(own, given)
+
+
+def _builtin(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -> None:
+    """A command of the shell itself; the assignments in front of it are its own."""
+    variables, arguments = reader.values.variables, reader.values.arguments
+    outer = {name: variables.get(name) for name in own}
+    variables |= own
+    script = BUILTINS[given[0]](reader, node, given)
+    for name, text in outer.items():
+        if variables.get(name) == own[name]:
+            variables.pop(name)
+            variables |= {} if text is None else {name: text}
+    if script is None:
+        return
+    if given[2:]:  # source FILE ARGUMENTS
+        reader.values.arguments = given[2:]
+    _read(reader, script)
+    reader.values.arguments = arguments if given[2:] else reader.values.arguments
+    reader.over = "" if reader.over == "return" else reader.over
 
 
 def _is_repeated(reader: Reader, node: Node, own: Mapping[str, str], given: Sequence[str]) -> bool:
@@ -340,9 +315,12 @@ def _call(reader: Reader, function: Node, given: list[str]) -> None:
     if body is None or reader.depth >= MAX_DEPTH:
         return
     outer, reader.values.arguments = reader.values.arguments, given
+    locals_of_caller, reader.locals = reader.locals, {}
     reader.depth += 1
     _statement(reader, body)
     reader.depth -= 1
+    restore_outer(reader, reader.locals)
+    reader.locals = locals_of_caller
     reader.over = "" if reader.over == "return" else reader.over
     reader.values.arguments = outer
 
@@ -350,7 +328,10 @@ def _call(reader: Reader, function: Node, given: list[str]) -> None:
 def _nested(
     reader: Reader, script: str, before: Sequence[str], own: Mapping[str, str], arguments: list[str] | None = None
 ) -> bool:
-    """Reads the script of another shell with what is known here; whether it had a command."""
+    """Reads the script of another shell with what it sees of what is known here; whether it had a command.
+
+    Only `eval` sees more than exported variables. arguments: its `$1`, `$2`; None where they are not known.
+    """
     inner = Reader(
         reader.values.copy(),
         reader.folder,
@@ -359,25 +340,34 @@ def _nested(
         depth=reader.depth,
         skips=reader.skips,
     )
+    if list(before[:1]) != ["eval"]:
+        hidden = cleared(before, {*reader.exported, *reader.inherited})
+        seen = {*reader.exported, *reader.inherited} - hidden
+        inner.values.variables = {name: text for name, text in inner.values.variables.items() if name in seen}
+        inner.values.arrays = {}
+        inner.exported, inner.inherited = reader.exported - hidden, reader.inherited - hidden
+    else:
+        inner.exported, inner.inherited = set(reader.exported), reader.inherited
     inner.values.variables |= own
-    inner.values.arguments = arguments if arguments is not None else inner.values.arguments
+    inner.values.arguments = arguments
     inner.values.file, inner.input = partial(read_file, inner), reader.input
-    inner.behind, inner.exported = (*reader.behind, *before), {*reader.exported, *own}
+    inner.behind = (*reader.behind, *before)
+    inner.exported |= own.keys()
     _read(inner, script)
     reader.found += inner.found
     reader.skipped += inner.skipped
     reader.header += inner.header
     reader.remarks |= inner.remarks
     if list(before[:1]) == ["eval"]:
-        reader.values = inner.values
+        reader.values, reader.exported = inner.values, inner.exported - own.keys() | reader.exported
     return bool(inner.found or inner.skipped)
 
 
 STATEMENTS: Mapping[str, Callable[[Reader, Node], None]] = {
     "comment": _comment,
     "function_definition": _define,
-    "variable_assignment": _assign,
-    "declaration_command": _declare,
+    "variable_assignment": assign,
+    "declaration_command": declare,
     "if_statement": lambda reader, node: branches.if_(reader, node, _statement),
     "case_statement": lambda reader, node: branches.case(reader, node, _statement),
     "list": lambda reader, node: branches.list_(reader, node, _statement),
@@ -386,6 +376,7 @@ STATEMENTS: Mapping[str, Callable[[Reader, Node], None]] = {
     "while_statement": lambda reader, node: loops.while_(reader, node, _statement),
     "subshell": _subshell,
     "compound_statement": _group,
+    "unset_command": lambda reader, node: unset(reader, listed_words(node.named_children, node, reader.values)),
     "pipeline": _pipeline,
     "redirected_statement": _redirected,
     "command": _command,

@@ -6,18 +6,17 @@ it is written, so that it is seen later.
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
 
 from megatron_operator.translate.shell import arithmetic, filters
 from megatron_operator.translate.shell.literal import kept, plain
+from megatron_operator.translate.shell.word import PARTS, Word, braced, cut
 
 _PARSER = Parser(Language(tree_sitter_bash.language()))
 EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
@@ -28,11 +27,10 @@ NAME = re.compile(
     r"|\$(?P<bare>\w+|[@*#?!$])",
     re.DOTALL,
 )
-PARTS = re.compile(r"(?:\$\((?:[^()]|\([^()]*\))*\)|`[^`]*`|\$\{[^{}]*\}|\S)+")
-"""The words of an unquoted value; what is left to a shell stays one."""
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
-RANGE = re.compile(r"(?P<before>[^{}]*)\{(?P<first>-?\d{1,4})\.\.(?P<last>-?\d{1,4})\}(?P<after>[^{}]*)")
-BRACES = re.compile(r"(?P<before>[^{}]*)\{(?P<inner>[^{}\s]*,[^{}\s]*)\}(?P<after>.*)")
+ESCAPED_BLANKS = re.compile(r"(?:\\[ \t\n])*")
+PIECES, FIRST_PIECE = 64, 0xE100
+"""How many pieces of a word with braces may be quoted or values, and the private character of the first."""
 
 
 def parsed(script: str) -> Node:
@@ -74,35 +72,9 @@ class Values:
         """The key that an index such as `1`, `$i` or `i + 1` of the array means."""
         text = spread(index.strip("\"'"), self)
         number = None if name in self.tables else arithmetic.calculated(text, self.variables)
+        if number is not None and number < 0:
+            number += 1 + max(map(int, self.arrays.get(name, {})), default=-1)
         return text if number is None else str(number)
-
-
-@dataclass
-class _Word:
-    """The word being read; `is_there` distinguishes an empty quoted word from none."""
-
-    text: str = ""
-    is_there: bool = False
-    words: list[str] = field(default_factory=list)
-
-    def add(self, text: str) -> None:
-        self.text += text
-        self.is_there = True
-
-    def end(self) -> None:
-        if self.is_there:
-            self.words.append(self.text)
-        self.text, self.is_there = "", False
-
-    def split(self, text: str) -> None:
-        """An unquoted value: each of its words is one of the command."""
-        parts = PARTS.findall(text)
-        if parts and text[:1].isspace():
-            self.end()
-        for index, part in enumerate(parts):
-            if index:
-                self.end()
-            self.add(part)
 
 
 def words(node: Node, values: Values) -> list[str]:
@@ -110,22 +82,94 @@ def words(node: Node, values: Values) -> list[str]:
     text = source(node)
     if node.type in ("word", "concatenation", "brace_expression") and not {"$", "`", "'", '"'} & set(text):
         return [_unescaped(each) for each in braced(text)]
-    word = _Word()
-    for part in _parts(node):
+    return [word for pieces in _alternatives(node) for word in _words_of(pieces, values)]
+
+
+def _alternatives(node: Node) -> list[list[Node | str]]:
+    """The pieces of a word, once for each word that its braces make."""
+    parts = list(_parts(node))
+    is_kept = [part.type in (*QUOTED, *EXPANDED) for part in parts]
+    if len(parts) > PIECES or not any(
+        "{" in source(part) for part, kept in zip(parts, is_kept, strict=True) if not kept
+    ):
+        return [list(parts)]
+    text = "".join(chr(FIRST_PIECE + index) if is_kept[index] else source(part) for index, part in enumerate(parts))
+    return [
+        [
+            parts[ord(each) - FIRST_PIECE] if ord(each[0]) in range(FIRST_PIECE, FIRST_PIECE + PIECES) else each
+            for each in split
+        ]
+        for split in (_pieces(word) for word in braced(text))
+    ]
+
+
+def _pieces(text: str) -> list[str]:
+    return [each for each in re.split(f"([{chr(FIRST_PIECE)}-{chr(FIRST_PIECE + PIECES - 1)}])", text) if each]
+
+
+def _words_of(pieces: Iterable[Node | str], values: Values) -> list[str]:
+    word = Word()
+    for part in pieces:
+        if isinstance(part, str):
+            word.add(_unescaped(part))
+            continue
         listed = _list(part, values)
-        if listed is not None:
-            word.end()
+        if listed is not None and part.type in QUOTED and _is_joined(source(part)):
+            word.add(_between(values).join(listed))
+        elif listed is not None:
             is_split = part.type not in QUOTED
-            word.words += [each for text in listed for each in (PARTS.findall(text) if is_split else [text])]
+            word.extend([each for text in listed for each in (PARTS.findall(text) if is_split else [text])])
         elif part.type in QUOTED:
             word.add(text_of(part, values))
         elif part.type in EXPANDED:
-            found = expanded(source(part), values)
-            word.split(found)
+            operand = _quoted_operand(part, values)
+            if operand is None:
+                word.split(expanded(source(part), values))
+            else:
+                word.extend(operand)
         else:
             word.add(_unescaped(source(part)))
     word.end()
     return word.words
+
+
+def _quoted_operand(node: Node, values: Values) -> list[str] | None:
+    """The words of `${NAME:+--flag "$NAME"}` where those behind the sign are the value and have quotes, else None."""
+    found = NAME.fullmatch(source(node))
+    sign = re.match(r":?[-=+]", (found and found["rest"]) or "")
+    if found is None or sign is None or found["mark"] or not {"'", '"'} & set(found["rest"]):
+        return None
+    value = _value(found["name"], found["index"], values)
+    is_empty = value is None or (value == "" and sign[0].startswith(":"))
+    if is_empty == sign[0].endswith("+"):
+        return None
+    command = parsed(f"x {found['rest'][sign.end() :]}\n").named_children[0]
+    return listed_words(command.named_children[1:], command, values)
+
+
+def listed_words(nodes: Iterable[Node], command: Node, values: Values) -> list[str]:
+    """The words of a command; of `"a"\\$b` and `"a"\\ b` the parser makes two, with only escapes between them."""
+    raw, given, end = command.text or b"", list[str](), -1
+    for node in nodes:
+        found = words(node, values)
+        gap = raw[end - command.start_byte : node.start_byte - command.start_byte].decode() if end >= 0 else " "
+        escaped = ESCAPED_BLANKS.match(gap)
+        if given and escaped is not None and (escaped[0] or not gap):
+            given[-1] += escaped[0].replace("\\\n", "").replace("\\", "")
+            given[-1] += found.pop(0) if found and escaped[0] == gap else ""
+        given += found
+        end = node.end_byte
+    return given
+
+
+def _is_joined(text: str) -> bool:
+    """Whether these are all elements as one text, where they are quoted: `${NAME[*]}` or `$*`."""
+    return re.match(r'"?\$(?:\*|\{(?:\*|\w+\[\*\]))', text) is not None
+
+
+def _between(values: Values) -> str:
+    """What stands between the elements in such a text."""
+    return values.variables.get("IFS", " ")[:1]
 
 
 def text_of(node: Node, values: Values) -> str:
@@ -165,6 +209,9 @@ def expanded(text: str, values: Values) -> str:
     if text.startswith("$(("):
         number = arithmetic.calculated(text[3:-2], values.variables)
         return text if number is None else str(number)
+    if text.startswith("$["):
+        number = arithmetic.calculated(text[2:-1], values.variables)
+        return text if number is None else str(number)
     if text.startswith(("$(", "`", "<(", ">(")):
         return _substituted(text, values)
     found = NAME.fullmatch(text)
@@ -183,22 +230,9 @@ def expanded(text: str, values: Values) -> str:
     return text if done is None else done
 
 
-def braced(text: str) -> list[str]:
-    """The words of `a{b,c}` and `{1..3}`; a pattern of files stays one."""
-    if (found := RANGE.fullmatch(text)) is not None:
-        first, last = int(found["first"]), int(found["last"])
-        counted = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        width = len(found["first"]) if found["first"].startswith("0") and found["first"] != "0" else 0
-        return [f"{found['before']}{number:0{width}d}{found['after']}" for number in counted]
-    found = BRACES.fullmatch(text)
-    if found is None or text.startswith("{") and text.endswith("}") and ":" in text:
-        return [text]
-    return [each for part in found["inner"].split(",") for each in braced(found["before"] + part + found["after"])]
-
-
 def is_evaluated(text: str) -> bool:
     """Whether nothing in it is left to a shell."""
-    return not re.search(r"\$[\w@*#({]|`", text)
+    return not re.search(r"\$(?:[\w@*#({]|\[[^\]]+\])|`", text)
 
 
 def _parts(node: Node) -> Iterator[Node]:
@@ -225,7 +259,9 @@ def _spliced(node: Node, values: Values, before: int, after: int) -> str:
             listed = _list(child, values)
             pieces += [
                 literal(raw[position:start]),
-                expanded(written, values) if listed is None else " ".join(listed),
+                expanded(written, values)
+                if listed is None
+                else (_between(values) if _is_joined(written) else " ").join(listed),
             ]
             position = child.end_byte - node.start_byte
     return "".join([*pieces, literal(raw[position : len(raw) - after])])
@@ -255,10 +291,10 @@ def _list(node: Node, values: Values) -> list[str] | None:
         return _keys(values.arrays[name]) if listed is not None and not is_own else None
     if listed is None or not rest:
         return listed
-    part = re.fullmatch(r":\s*(\d+)(?::(\d+))?", rest)
+    part = re.fullmatch(r":\s*(\d+|(?<=\s)-\d+)(?::(\d+))?", rest)
     if part is None:
         return None
-    first = int(part[1]) - is_own
+    first = int(part[1]) - (is_own and int(part[1]) > 0)
     return listed[first:][: int(part[2])] if part[2] else listed[first:]
 
 
@@ -269,14 +305,6 @@ def spread(text: str, values: Values) -> str:
 
 def _keys(array: Mapping[str, str]) -> list[str]:
     return sorted(array, key=int) if all(key.isdigit() for key in array) else list(array)
-
-
-def appended(array: Mapping[str, str], others: Mapping[Any, str]) -> dict[str, str]:
-    """The array with others behind its last number; those with keys of their own keep them."""
-    if not all(str(key).isdigit() for key in (*array, *others)):
-        return {**array, **{str(key): value for key, value in others.items()}}
-    start = max(map(int, array), default=-1) + 1
-    return {**array, **{str(start + place): value for place, value in enumerate(others.values())}}
 
 
 def _value(name: str, index: str | None, values: Values) -> str | None:
@@ -308,28 +336,7 @@ def _modified(rest: str, value: str | None, values: Values) -> str | None:
         if kind.endswith("+"):
             return "" if is_empty else _inner(operand, values)
         return value if not is_empty else _inner(operand, values) if kind[-1] in "-=" else None
-    return None if value is None else _cut(kind, _inner(operand, values), value)
-
-
-def _cut(kind: str, operand: str, value: str) -> str | None:
-    """A known value without its prefix or suffix, with a part replaced, in other case, or a part of it."""
-    if kind in ("#", "##", "%", "%%"):
-        sizes = range(len(value) + 1)
-        cuts = [
-            (value[:size], value[size:]) if kind[0] == "#" else (value[len(value) - size :], value[: len(value) - size])
-            for size in sizes
-        ]
-        fitting = [left for part, left in cuts if fnmatch.fnmatchcase(part, operand)]
-        return value if not fitting else fitting[-1 if len(kind) == 2 else 0]
-    if kind in ("/", "//"):
-        sought, _, put = re.sub(r"\\/", "\0", operand).partition("/")
-        pattern = re.compile(fnmatch.translate(sought.replace("\0", "/")).removesuffix(r"\Z").removesuffix(r"\z"))
-        return pattern.sub(lambda _: put.replace("\0", "/"), value, count=0 if kind == "//" else 1)
-    if kind == ":":
-        part = re.fullmatch(r"\s*(\d+)(?::(\d+))?", operand)
-        return None if part is None else value[int(part[1]) :][: int(part[2]) if part[2] else None]
-    changed = str.upper if kind[0] == "^" else str.lower
-    return changed(value) if len(kind) == 2 else changed(value[:1]) + value[1:]
+    return None if value is None else cut(kind, _inner(operand, values), value)
 
 
 def _inner(operand: str, values: Values) -> str:
