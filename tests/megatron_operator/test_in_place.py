@@ -1,4 +1,4 @@
-"""Restart in place as the pure core decides it: when pods stay, what is written down, what launchers are told."""
+"""Restart in place as the pure core decides it: when pods stay, what is written down, who is waited for."""
 
 from __future__ import annotations
 
@@ -6,46 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_operator import clock
 from megatron_operator.api import names
 from megatron_operator.core import attempts, reconcile
 from megatron_operator.core.attempts import HeardReport
-from megatron_operator.core.pod_end import ContainerEnd
-from megatron_operator.process.controller import Controller, Jobs
 from megatron_operator.timestamp import to_text
-from megatron_trainjob import launcher
-from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.termination import TerminationRecord
-from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, condition, conditions, failed, job, pod, seen
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, conditions, failed, job, pod
+from tests.support.operator.launcher_values import KILLED, MASTER, PLACE, WORKER, gang, heard, restarted
 
-MASTER, WORKER = names.pod_name("tune", 0, 0), names.pod_name("tune", 0, 1)
-KILLED = TerminationRecord(exit_code=137, reason="signal 9", rank=1, iteration=None, message="killed")
 LOST_PEER = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=12, message="connection reset")
-
-
-def heard(state="running", failure=None, *, attempt=0, age_s=1.0, stages=None, container=0, memory=None):
-    known = {"attempt": attempt, "state": state, "failure": failure, "age_s": age_s, "container": container}
-    known["memory_iteration"] = memory
-    report = LauncherReport(**known, stages_s=stages or {})
-    return HeardReport(report=report, at=NOW)
-
-
-def gang(master=None, worker=None, *, status=None, **fields):
-    """Two running pods whose launchers say this."""
-    said = {MASTER: master or heard(), WORKER: worker or heard("failed", KILLED)}
-    known = {"progress": beat(checkpoint_iteration=10), "launchers": said, **fields}
-    return seen(pod(0), pod(1), status=status, **known)
-
-
-def restarted(**fields):
-    """The status after a restart in place of attempt 0, decided ten seconds ago."""
-    return {
-        **RUNNING_STATUS,
-        "conditions": [*RUNNING_STATUS["conditions"], condition(names.RESTARTING, is_true=False)],
-        "restarts": {"total": 1, "counted": 1, "attempt": 1, "podAttempt": 0, "uncountedInARow": 0, **fields},
-        "lastRestartTime": to_text(NOW - 10),
-        "lastRestart": {"attempt": 1, "inPlace": True, "decidedTime": to_text(NOW - 10)},
-    }
 
 
 def test_a_failed_rank_restarts_in_place_with_one_write():
@@ -211,170 +180,6 @@ def test_a_user_rule_and_a_used_up_limit_hold_in_place():
         assert {each.name for each in reconcile.plan(job(spec), ended, NOW + 120).delete} == {WORKER}, "it hangs"
 
 
-OUT_OF_MEMORY = ContainerEnd(exit_code=137, reason="OOMKilled", finished_at=NOW - 1)
-DOWN = {"ready": False, "is_down": True, "last_end": OUT_OF_MEMORY}
-ENDED = replace(KILLED, reason=launcher.CONTAINER_ENDED)
-
-
-def with_container(worker=None, report=None, **fields):
-    """The gang, whose worker's container has ended (`fields` of its pod), and its last report."""
-    return replace(gang(worker=report or heard(), **(worker or {})), pods=(pod(0), pod(1, **{**DOWN, **fields})))
-
-
-def test_a_container_that_starts_again_restarts_the_ranks_in_place():
-    plan = reconcile.plan(job(), with_container(), NOW)
-    assert (plan.delete, plan.create) == ((), ())
-    assert (plan.status["restarts"]["attempt"], plan.status["restarts"]["podAttempt"]) == (1, 0)
-    last = plan.status["lastFailure"]
-    assert (last["pod"], last["exitCode"], last["reason"], last.get("rank")) == (
-        WORKER,
-        137,
-        "OOMKilled",
-        None,
-    )
-    waits = with_container({"master": heard(attempt=1), "status": plan.status})
-    assert reconcile.plan(job(), waits, NOW + 1).status is None, "its end was counted, though the pod still shows it"
-    joins = with_container({"master": heard(attempt=1), "status": plan.status}, heard("failed", ENDED), is_down=False)
-    assert (reconcile.plan(job(), joins, NOW + 2).status or plan.status)["restarts"]["attempt"] == 1
-
-
-def test_a_launcher_that_speaks_for_the_container_before_names_its_end():
-    joins = with_container(report=heard("failed", ENDED), is_down=False, num_container_restarts=1)
-    plan = reconcile.plan(job(), joins, NOW)
-    assert (plan.delete, plan.status["restarts"]["podAttempt"]) == ((), 0)
-    assert plan.status["lastFailure"]["reason"] == "OOMKilled"
-
-
-def test_a_job_that_fails_ends_a_container_that_would_start_again_and_again_unheard():
-    limit = job({"failurePolicy": {"maxRestarts": 0}})
-    loops = with_container({"launchers": {MASTER: heard()}}, num_container_restarts=1)
-    plan = reconcile.plan(limit, loops, NOW)
-    assert conditions(plan.status)["Failed"] == ("True", names.MAX_RESTARTS_EXCEEDED)
-    assert {each.name for each in plan.delete} == {MASTER, WORKER}
-    left = replace(loops, status=plan.status)
-    assert WORKER in {each.name for each in reconcile.plan(limit, left, NOW + 1).delete}
-
-
-def test_a_launcher_is_heard_before_its_kubelet_says_that_the_container_runs_again():
-    """Its ranks of the next attempt run, while the pod still shows how the container before ended."""
-    status = {**restarted(), "lastRestart": {**restarted()["lastRestart"], "ranksStartedTime": to_text(NOW)}}
-    runs = with_container({"master": heard(attempt=1), "status": status}, heard(attempt=1, container=1))
-    plan = reconcile.plan(job(), runs, NOW)
-    assert (plan.delete, (plan.status or status)["restarts"]["attempt"]) == ((), 1)
-    again = with_container(
-        {"master": heard(attempt=1, stages={"firstStep": 1.0}), "status": status},
-        heard(attempt=1, container=1),
-        num_container_restarts=1,
-    )
-    assert reconcile.plan(job(), again, NOW).status["restarts"]["attempt"] == 2, "it has ended too"
-    fails = with_container(
-        {"master": heard(attempt=1, stages={"firstStep": 1.0}), "status": status},
-        heard("failed", KILLED, attempt=1, container=1),
-    )
-    assert reconcile.plan(job(), fails, NOW).status["lastFailure"]["message"] == "killed", "a rank of the new one"
-
-
-NO_MORE = {
-    "the kubelet makes it wait": with_container(num_container_restarts=2),
-    "its node is lost": with_container({"lost_nodes": frozenset({"node-1"})}),
-    "its pod goes": with_container(deleting=True),
-    "its launcher is of an earlier release": with_container(report=heard(container=None)),
-    "never heard, and ending again and again": with_container(
-        {"launchers": {MASTER: heard()}}, num_container_restarts=1
-    ),
-}
-
-
-@pytest.mark.parametrize("observed", NO_MORE.values(), ids=NO_MORE)
-def test_a_container_that_cannot_join_makes_a_new_gang(observed):
-    plan = reconcile.plan(job(), observed, NOW)
-    assert plan.delete
-    assert "podAttempt" not in plan.status["restarts"]
-
-
-def test_a_container_that_was_never_heard_starts_again_by_itself():
-    plan = reconcile.plan(job(), with_container({"launchers": {MASTER: heard()}}), NOW)
-    assert (plan.delete, (plan.status or RUNNING_STATUS)["restarts"]["attempt"]) == ((), 0)
-
-
-def test_a_container_that_does_not_start_again_and_is_never_heard_counts_as_ended():
-    """As where an older kubelet ignores the rule, and a sidecar keeps the pod running."""
-    silent = with_container({"launchers": {}, "listens_since": NOW - 30})
-    plan = reconcile.plan(job(), silent, NOW)
-    assert (plan.delete, plan.requeue_s) == ((), 59.0), "a minute after its end"
-    plan = reconcile.plan(job(), silent, NOW + 59)
-    assert {each.name for each in plan.delete} == {MASTER, WORKER}
-    assert (plan.status["lastFailure"]["reason"], plan.status["restarts"]["counted"]) == ("OOMKilled", 1)
-    listens = replace(silent, listens_since=NOW + 50)
-    assert reconcile.plan(job(), listens, NOW + 59).delete == (), "a new operator first listens"
-
-
-def test_a_launcher_of_an_earlier_release_that_trains_on_unasked_is_counted_and_ended():
-    """No one saw its container down; its ranks are not those that were decided about."""
-    trains = with_container(report=heard(container=None), is_down=False, num_container_restarts=1)
-    plan = reconcile.plan(job(), trains, NOW)
-    assert {each.name for each in plan.delete} == {MASTER, WORKER}
-    assert (plan.status["restarts"]["counted"], plan.status["lastFailure"]["reason"]) == (1, "OOMKilled")
-    limit = job({"failurePolicy": {"maxRestarts": 0}})
-    assert WORKER in {each.name for each in reconcile.plan(limit, trains, NOW).delete}, "it would not end by itself"
-
-
-def test_a_container_that_was_started_again_and_trains_unheard_is_counted_after_a_minute():
-    """As that of an image from before launchers reported: it would train on, its restarts neither told nor bounded."""
-    known = {"is_down": False, "num_container_restarts": 1, "has_attempt_file": True}
-    trains = with_container({"launchers": {MASTER: heard()}, "listens_since": NOW - 30}, **known)
-    plan = reconcile.plan(job(), trains, NOW)
-    assert (plan.delete, plan.requeue_s) == ((), 59.0), "a launcher of this release may still import"
-    plan = reconcile.plan(job(), trains, NOW + 59)
-    assert {each.name for each in plan.delete} == {MASTER, WORKER}
-    assert (plan.status["restarts"]["counted"], plan.status["lastFailure"]["reason"]) == (1, "OOMKilled")
-    assert {"PodFailed", "JobRestarting"} <= {event.reason for event in plan.events}
-
-
-RIGHTLY_UNHEARD = {
-    "no one waits for a word of another program": with_container(
-        {"launchers": {}, "listens_since": NOW - 99}, is_down=False, num_container_restarts=1
-    ),
-    "its restart was decided, and its line is cut": with_container(
-        {"launchers": {}, "listens_since": NOW - 99, "status": restarted(), "progress": beat(attempt=1)},
-        is_down=False,
-        num_container_restarts=1,
-        has_attempt_file=True,
-    ),
-}
-
-
-@pytest.mark.parametrize("observed", RIGHTLY_UNHEARD.values(), ids=RIGHTLY_UNHEARD)
-def test_a_container_that_may_run_unheard_stays(observed):
-    assert reconcile.plan(job(), observed, NOW + 99).delete == ()
-
-
-def test_a_container_that_starts_again_has_time_for_its_imports():
-    awaited = {"master": heard(attempt=1), "status": restarted()}
-    down = with_container(awaited)
-    assert reconcile.plan(job(), down, NOW + 29).delete == ()
-    plan = reconcile.plan(job(), down, NOW + 30)
-    assert plan.delete, "forty seconds after the decision"
-    assert plan.status["lastFailure"]["reason"] == names.NOT_STARTED_IN_PLACE
-    imports = replace(heard("starting", attempt=1), at=NOW + 40)
-    known = {**awaited, "launchers": {MASTER: heard(attempt=1), WORKER: imports}}
-    importing = with_container(known, is_down=False, num_container_restarts=1)
-    assert reconcile.plan(job(), importing, NOW + 50).delete == ()
-    assert reconcile.plan(job(), importing, NOW + 56).delete, "it has fallen silent"
-
-
-def test_a_job_that_fails_leaves_such_a_pod_to_end_by_itself():
-    """Its launcher hears so as soon as it runs again, and exits with a code after which it is not started."""
-    limit = job({"failurePolicy": {"maxRestarts": 0}})
-    plan = reconcile.plan(limit, with_container(), NOW)
-    assert conditions(plan.status)["Failed"] == ("True", names.MAX_RESTARTS_EXCEEDED)
-    assert {each.name for each in plan.delete} == {MASTER}
-    told = attempts.directive(plan.status, replace(PLACE, role="worker"), heard("failed", ENDED).report, NOW, 1.0)
-    assert told.ends
-    late = with_container({"status": plan.status})
-    assert WORKER in {each.name for each in reconcile.plan(limit, late, NOW + 121).delete}
-
-
 def test_a_hung_gang_restarts_in_place():
     plan = reconcile.plan(job(), gang(worker=heard(), progress=beat(age_s=1800, checkpoint_iteration=5)), NOW)
     assert (plan.delete, plan.status["restarts"]["podAttempt"], plan.status["lastFailure"]["reason"]) == ((), 0, "Hung")
@@ -435,109 +240,6 @@ def test_suspension_and_deletion_keep_their_meaning():
     plan = reconcile.plan(job({"suspend": True}), gang(status=restarted()), NOW)
     assert {each.name for each in plan.delete} == {MASTER, WORKER}
     assert (plan.status["restarts"]["attempt"], plan.status["restarts"].get("podAttempt")) == (2, None)
-
-
-PLACE = names.Place(attempt=0, role="master", index=0)
-TOLD = {
-    "no news": (RUNNING_STATUS, heard(), Directive(attempt=0)),
-    "no status yet": ({}, heard(), Directive(attempt=0)),
-    "the next attempt": (restarted(), heard(), Directive(attempt=1)),
-    "a back-off that is not over": (
-        restarted(nextRetryTime=to_text(NOW + 3)),
-        heard(),
-        Directive(attempt=0, interval_s=3.0),
-    ),
-    "a long back-off": (
-        restarted(nextRetryTime=to_text(NOW + 25)),
-        heard(),
-        Directive(attempt=0, interval_s=5.0),
-    ),
-    "a back-off that is over": (restarted(nextRetryTime=to_text(NOW - 5)), heard(), Directive(attempt=1)),
-    "a pod of an earlier gang": (restarted(podAttempt=1), heard(), Directive(attempt=0, ends=True)),
-    "a job that failed": (
-        {**RUNNING_STATUS, "conditions": [condition(names.FAILED)]},
-        heard(),
-        Directive(attempt=0, ends=True),
-    ),
-    "an attempt that no one decided": (RUNNING_STATUS, heard(attempt=1), None),
-}
-
-
-@pytest.mark.parametrize(("status", "report", "directive"), TOLD.values(), ids=TOLD)
-def test_directives_that_a_launcher_receives(status, report, directive):
-    assert attempts.directive(status, PLACE, report.report, NOW, 1.0) == directive
-
-
-def test_reports_and_directives_survive_the_wire():
-    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)", gpu_error="GPU 0: Xid 48")
-    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}, container=None, memory=50).report):
-        assert launcher.read_report(report.to_fields()) == report
-    directive = Directive(attempt=3, ends=True, interval_s=2.0)
-    assert launcher.read_directive(directive.to_fields()) == directive
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        None,
-        [],
-        {},
-        {"attempt": -1, "state": "running"},
-        {"attempt": True, "state": "running"},
-        {"attempt": 0, "state": "flying"},
-        {"attempt": 0, "state": "failed"},
-        {"attempt": 0, "state": "running", "failure": KILLED.to_fields()},
-        {"attempt": 0, "state": "failed", "failure": {"exitCode": 1e9, "rank": 0}},
-        {"attempt": 0, "state": "failed", "failure": {"exitCode": 1, "rank": "x"}},
-        {"attempt": 0, "state": "running", "ageSeconds": float("nan")},
-        {"attempt": 0, "state": "running", "stageSeconds": {"loaded": "soon"}},
-    ],
-)
-def test_a_report_that_is_none_is_refused(body):
-    with pytest.raises(ValueError, match="must be|is given"):
-        launcher.read_report(body)
-
-
-@pytest.mark.parametrize(
-    ("state", "of_job", "in_all", "interval_s"),
-    [
-        ("running", 2, 2, 1.0),
-        ("running", 1, 1, 10.0),
-        ("running", 8, 500, 10.0),
-        ("running", 8, 10_000, 60.0),
-        ("failed", 2, 8, 0.2),
-        ("failed", 1, 200, 4.0),
-        ("failed", 2, 10_000, 10.0),
-        ("failed", 500, 500, 10.0),
-    ],
-)
-def test_reports_are_few_however_many_launchers_there_are(state, of_job, in_all, interval_s):
-    report = heard(state, KILLED if state == "failed" else None).report
-    assert attempts.interval_s(report, of_job, in_all) == interval_s
-
-
-@pytest.mark.parametrize(
-    ("others", "age_s", "state", "interval_s"),
-    [
-        (heard(), 1.0, "running", 20.0),
-        (heard(), 1000.0, "running", 10.0),  # of pods that have ended, whose jobs are kept
-        (heard(), 1.0, "failed", 0.2),
-        (heard("failed", KILLED), 1.0, "failed", 10.0),  # as when storage that all use is gone
-    ],
-)
-def test_launchers_report_as_often_as_there_are_others_alike(monkeypatch, others, age_s, state, interval_s):
-    jobs, key = Jobs(), ("research", "tune")
-    for name in ("tune", *(f"other-{number}" for number in range(999))):
-        metadata = {"namespace": "research", "name": name, "uid": "u", "resourceVersion": "1"}
-        jobs.put({"metadata": metadata, "status": RUNNING_STATUS})
-    controller = Controller(client=None, recorder=None, cache=None, jobs=jobs, metrics=None)
-    monkeypatch.setattr(clock, "now", lambda: NOW - age_s)
-    for number in range(999):
-        controller.take_report(("research", f"other-{number}"), "u", MASTER, others.report)
-    monkeypatch.setattr(clock, "now", lambda: NOW)
-    report = heard(state, KILLED if state == "failed" else None).report
-    controller.take_report(key, "u", MASTER, report)
-    assert controller.directive(key, "u", PLACE, report).interval_s == interval_s
 
 
 def test_a_slow_rank_is_in_the_pod_that_is_there():

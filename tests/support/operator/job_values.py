@@ -13,7 +13,7 @@ from megatron_operator.api import names
 from megatron_operator.core import attempts
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
-from megatron_operator.core.plan import Plan
+from megatron_operator.core.plan import Plan, Ref
 from megatron_trainjob import families
 from megatron_trainjob.families import shapes
 from megatron_trainjob.progress import Progress
@@ -72,6 +72,11 @@ def pod(rank: int = 0, *, attempt: int = 0, phase: str = "Running", **fields: An
     if phase == "Failed":
         known |= {"exit_code": 1, "finished_at": NOW - 5}
     return Pod(**{**known, **fields})
+
+
+def ref(rank: int, attempt: int = 0) -> Ref:
+    """What a plan calls the pod with this node rank."""
+    return Ref(api_version="v1", kind="Pod", name=names.pod_name("tune", attempt, rank), uid=f"pod-{attempt}-{rank}")
 
 
 def failed(rank: int = 0, exit_code: int = 1, **fields: Any) -> Pod:
