@@ -1,121 +1,20 @@
-"""mtj run over processes: the real command, and a small program in place of the trainer.
-
-The program counts steps, saves every fifth and continues from there. Where a signal is sent, `mtj run` is a process of
-its own, and the program pauses so that the signal meets it at a known step.
-"""
+"""mtj run over processes: how a job ends, restarts and is taken up again, and what its programs are given."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from megatron_operator.cli import main
-from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
-
-TESTS = Path(__file__).parent.parent
-PROGRAM = TESTS / "support" / "checkpoint" / "counting_program.py"
-PATIENCE_S = 60
-MODEL = {"model_type": "llama", "num_hidden_layers": 2}
-SHORT_GRACE = {"spec": {"terminationGracePeriodSeconds": 0}}
-
-
-class Run:
-    """One `mtj run` in a folder of its own."""
-
-    def __init__(self, folder, capsys):
-        self.folder, self.capsys = folder, capsys
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text(json.dumps(MODEL))
-        write_model_header(folder / "model", MODEL)
-        write_tokenizer(folder / "model")
-        (folder / "train.jsonl").write_text("")
-        self.state = folder / ".mtj" / "tune"
-
-    def write(self, *options, nodes=1, **spec):
-        """The manifest of a job whose containers run the program with these options."""
-        arguments = {"model": "./model", "dataset": ["./train.jsonl"], "train_iters": 20}
-        manifest = raw(
-            {
-                "args": arguments,
-                "numNodes": nodes,
-                "command": ["python", str(PROGRAM), "/checkpoints/tune", *map(str, options)],
-                "failurePolicy": {"backoffSeconds": {"initial": 0}, **spec.pop("failurePolicy", {})},
-                "checkpoint": {"pvc": {"claimName": "disk"}, "onTermination": {"gracePeriodSeconds": 5}},
-                **spec,
-            }
-        )
-        for given_by_a_server in ("uid", "generation"):
-            del manifest["metadata"][given_by_a_server]
-        (self.folder / "job.yaml").write_text(yaml.safe_dump(manifest))
-        return self
-
-    def start(self):
-        paths = [str(TESTS.parent / part) for part in ("operator", "trainer")]
-        code = "import sys; from megatron_operator.cli import main; sys.exit(main(['run', 'job.yaml']))"
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def finish(self, process=None, *, again=False):
-        """(exit code, output) of a started process, or of a run in this one."""
-        if process is None:
-            self.capsys.readouterr()
-            code = main(["run", "job.yaml", *(["--again"] if again else [])])
-            return code, "".join(self.capsys.readouterr())
-        output, _ = process.communicate(timeout=PATIENCE_S)
-        return process.returncode, output
-
-    def go(self):
-        """Lets a pausing program go on."""
-        (self.state / "volumes" / "disk" / "tune" / "go").touch()
-
-    @property
-    def status(self):
-        return yaml.safe_load((self.state / "status.yaml").read_text())
-
-    def steps(self, rank=0):
-        return int((self.state / "volumes" / "disk" / "tune" / f"checkpoint-{rank}").read_text())
-
-    def process_of(self, pod):
-        return json.loads((self.state / "pods" / pod / "process.json").read_text())["identity"]["pid"]
-
-    def wait_for_pause(self, nodes=1):
-        """Until every pod stalls at its step, and mtj has written down that the gang is complete."""
-        folder = self.state / "volumes" / "disk" / "tune"
-        wait(lambda: all((folder / f"paused-{rank}").exists() for rank in range(nodes)))
-        wait(lambda: (self.state / "status.yaml").exists() and self.status["phase"] == "Running")
-
-
-def wait(is_true):
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def is_alive(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+from tests.support.operator.local_runs import SHORT_GRACE, LocalRun
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    return Run(tmp_path, capsys)
+    return LocalRun.within(tmp_path, monkeypatch, capsys)
 
 
 def test_a_job_runs_to_its_end_and_says_where_everything_lies(run):
@@ -197,139 +96,6 @@ def test_a_failed_job_is_taken_up_again_from_its_checkpoint(run):
     assert (code, run.steps(), run.status["phase"]) == (0, 20, "Succeeded")
     assert "starts at 5" in (run.state / "logs" / "tune-a1-master-0.log").read_text()
     assert "Failed" not in [each["type"] for each in run.status["conditions"]]
-
-
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        signal.SIGTERM,
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-    ],
-    ids=["ctrl-c", "term", "hang-up"],
-)
-def test_an_interruption_saves_and_the_next_run_goes_on(run, number):
-    process = run.write("--pause-at", 7, "--once", nodes=2).start()
-    run.wait_for_pause(nodes=2)
-    pids = [run.process_of(f"tune-a0-{name}-0") for name in ("master", "worker")]
-    process.send_signal(number)
-    code, output = run.finish(process)
-    assert code == 128 + number
-    assert "run the same command to continue from the newest checkpoint" in output
-    assert not any(is_alive(pid) for pid in pids)
-    assert (run.steps(0), run.steps(1)) == (7, 7)
-    assert run.status["phase"] == "Suspended"
-    assert (run.status["progress"]["iteration"], run.status["checkpoint"]["latestIteration"]) == (7, 7)
-    code, output = run.finish()
-    assert (code, run.steps()) == (0, 20)
-    assert "JobResumed" in output
-    assert "starts at 7" in (run.state / "logs" / "tune-a1-master-0.log").read_text()
-
-
-def test_a_second_interruption_does_not_wait(run):
-    process = run.write("--hang-at", 3).start()
-    run.wait_for_pause()
-    pid = run.process_of("tune-a0-master-0")
-    process.send_signal(signal.SIGINT)
-    wait(lambda: run.status["phase"] == "Suspended")
-    process.send_signal(signal.SIGINT)
-    code, _ = run.finish(process)
-    assert code == 130
-    assert not is_alive(pid)
-
-
-@pytest.mark.slow
-def test_a_hang_up_is_no_second_interruption_and_none_at_all_under_nohup(run):
-    process = run.write("--pause-at", 7, "--once").start()
-    run.wait_for_pause()
-    for number in (signal.SIGHUP, signal.SIGHUP):
-        process.send_signal(number)
-        time.sleep(0.05)
-    code, _ = run.finish(process)
-    assert (code, run.steps(), run.status["phase"]) == (128 + signal.SIGHUP, 7, "Suspended")
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
-    try:
-        process = run.write().start()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    wait(lambda: run.status["phase"] != "Suspended")
-    process.send_signal(signal.SIGHUP)
-    code, _ = run.finish(process)
-    assert (code, run.steps()) == (0, 20)
-
-
-def test_a_state_that_cannot_be_written_ends_every_process_after_it_has_saved(run):
-    process = run.write("--pause-at", 7, "--once").start()
-    run.wait_for_pause()
-    pid = run.process_of("tune-a0-master-0")
-    (run.state / "status.yaml").rename(run.state / "earlier.yaml")
-    (run.state / "status.yaml").mkdir()
-    process.send_signal(signal.SIGTERM)  # whatever is written next
-    code, output = run.finish(process)
-    assert code == 1
-    assert "cannot write the job's state to .mtj/tune" in output
-    assert "Traceback" not in output
-    assert not is_alive(pid)
-    assert run.steps() == 7
-
-
-@pytest.mark.slow
-def test_no_process_outlives_a_state_of_which_nothing_can_be_written(run):
-    grace = {"spec": {"terminationGracePeriodSeconds": 2}}
-    process = run.write("--pause-at", 7, "--once", nodes=2, podTemplate=grace).start()
-    run.wait_for_pause(2)
-    pids = [run.process_of(pod) for pod in ("tune-a0-master-0", "tune-a0-worker-0")]
-    os.kill(pids[1], signal.SIGSTOP)  # it outlives its master, until it is killed
-    for path in (run.state / "status.yaml", *(run.state / "pods").glob("*/process.json")):
-        path.rename(path.with_suffix(".earlier"))
-        path.mkdir()
-    process.send_signal(signal.SIGTERM)
-    code, output = run.finish(process)
-    assert (code, [pid for pid in pids if is_alive(pid)]) == (1, []), output
-
-
-@pytest.mark.parametrize("place", ["a-file", "a-file/below"])
-def test_a_state_folder_that_cannot_be_made_is_said(run, capsys, place):
-    run.write()
-    (run.folder / "a-file").write_text("")
-    assert main(["run", "job.yaml", "--state-dir", place]) == 1
-    assert f"cannot write the job's state to {place}/tune" in "".join(capsys.readouterr()).replace("\n", "")
-
-
-def test_two_runs_of_one_job_do_not_fight(run):
-    process = run.write("--pause-at", 3).start()
-    run.wait_for_pause()
-    code, output = run.finish()
-    assert code == 1
-    assert f"process {process.pid} is already running this job" in output
-    run.go()
-    assert run.finish(process)[0] == 0
-
-
-def test_pods_that_outlive_a_killed_mtj_are_stopped_before_the_next_attempt(run):
-    process = run.write("--pause-at", 7, "--once").start()
-    run.wait_for_pause()
-    pid = run.process_of("tune-a0-master-0")
-    process.kill()
-    process.communicate()
-    assert is_alive(pid)
-    code, output = run.finish()
-    assert (code, run.steps()) == (0, 20)
-    assert not is_alive(pid)
-    assert run.status["restarts"]["counted"] == 0
-    assert "starts at 7" in (run.state / "logs" / "tune-a1-master-0.log").read_text()
-
-
-@pytest.mark.slow
-def test_a_killed_mtj_whose_pods_have_ended_goes_on(run):
-    process = run.write("--pause-at", 7, "--once").start()
-    run.wait_for_pause()
-    pid = run.process_of("tune-a0-master-0")
-    process.kill()
-    os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    code, _ = run.finish()
-    assert (code, run.steps(), run.status["restarts"]["counted"]) == (0, 20, 0)
 
 
 def test_the_deadline_of_a_job_holds(run):

@@ -1,6 +1,5 @@
 """The launcher's answer when ranks fail, are killed, or are asked to stop; the ranks are small real processes."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -14,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from megatron_trainer import environment, gpu_errors
-from megatron_trainer.process import container, launch, operator_line
+from megatron_trainer.process import container, operator_line
 from megatron_trainjob import launcher, termination
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.launcher import LauncherReport
 from megatron_trainjob.termination import TerminationRecord
+from tests.support.processes import is_alive, wait_until
 
 LAUNCHER = """
 import sys
@@ -79,53 +79,6 @@ def test_a_rank_that_aborts_leaves_the_place_where_it_stood(start):
     assert record["host"]
 
 
-@pytest.fixture
-def no_recorder_settings(monkeypatch):
-    """The flight recorder is left to the trainer, and what it sets is taken back."""
-    for name in (*environment.FORMER_NAMES, *environment.FORMER_NAMES.values()):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-@pytest.mark.parametrize("name", [None, "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"])
-def test_torch_remembers_collectives_for_a_timeout_unless_the_user_says_otherwise(
-    monkeypatch, no_recorder_settings, name
-):
-    if name:
-        monkeypatch.setenv(name, "100")
-    variables = environment.for_rank(environment.read({}), 0, 1)
-    assert variables["TORCH_FR_BUFFER_SIZE"] == ("100" if name else "2000")
-    assert not {"TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_NCCL_DUMP_ON_TIMEOUT"} & variables.keys(), "torch dumps by itself"
-
-
-@pytest.mark.parametrize("name", ["TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_NCCL_DUMP_ON_TIMEOUT"])
-def test_what_torch_remembers_is_not_written_where_the_user_wants_none(monkeypatch, no_recorder_settings, name):
-    monkeypatch.setenv(name, "0")
-    variables = environment.for_rank(environment.read({}), 0, 1)
-    names = ("TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_NCCL_DUMP_ON_TIMEOUT")
-    assert [variables[each] for each in names] == ["0", "0"], "torch 2.11 knows only the former name"
-
-
-@pytest.mark.parametrize("name", [None, "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"])
-def test_remembered_collectives_lie_in_the_save_folder_unless_the_user_names_another(
-    monkeypatch, no_recorder_settings, tmp_path, name
-):
-    if name:
-        monkeypatch.setenv(name, "/elsewhere/of_")
-    environment.place_flight_recorder(tmp_path / "run")
-    ours = str(tmp_path / "run" / "nccl_trace" / "rank_")
-    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == ("/elsewhere/of_" if name else ours)
-    assert (tmp_path / "run" / "nccl_trace").is_dir() == (not name)
-
-
-def test_torch_knows_the_variables_of_its_flight_recorder():
-    torch = importlib.util.find_spec("torch")
-    library = (Path(torch.origin).parent / "lib" / "libtorch_python.so").read_bytes()
-    library += (Path(torch.origin).parent / "lib" / "libtorch_cpu.so").read_bytes()
-    names = ("TORCH_FR_BUFFER_SIZE", environment.FLIGHT_RECORDER_FILE, "TORCH_NCCL_DUMP_ON_TIMEOUT")
-    assert [name for name in names if name.encode() not in library] == []
-
-
 def test_the_rank_that_explains_itself_gives_the_pod_its_code_and_message(start):
     record = {"exitCode": 65, "reason": "BAD_DATA", "rank": 3, "iteration": 0, "message": "row 7"}
     process, log = start(
@@ -181,7 +134,7 @@ def test_termination_reaches_every_rank_and_their_code_comes_back(start, tmp_pat
         "def stop(*_): sys.exit(143)\n"
         f"signal.signal(signal.SIGTERM, stop); open({str(tmp_path)!r} + f'/ready-{{rank}}', 'w')\ntime.sleep(60)"
     )
-    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     process.terminate()
     assert process.wait(20) == ExitCode.PREEMPTED
 
@@ -199,7 +152,7 @@ def test_a_rank_that_does_not_end_when_asked_writes_where_it_is(start, tmp_path)
         "all_reduce()\n"
     )
     process, _ = start(program)
-    wait_for(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in (2, 3)))
+    wait_until(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in (2, 3)))
     process.terminate()
     assert process.wait(20) == 0
     assert (tmp_path / "stderr").read_text().count(" in all_reduce") == 2, "once for each of the two ranks"
@@ -207,12 +160,12 @@ def test_a_rank_that_does_not_end_when_asked_writes_where_it_is(start, tmp_path)
 
 def test_ranks_die_with_a_killed_launcher(start, tmp_path):
     process, _ = start(f"open({str(tmp_path)!r} + f'/pid-{{rank}}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
-    wait_for(lambda: all((tmp_path / f"pid-{r}").exists() and (tmp_path / f"pid-{r}").read_text() for r in (2, 3)))
+    wait_until(lambda: all((tmp_path / f"pid-{r}").exists() and (tmp_path / f"pid-{r}").read_text() for r in (2, 3)))
     process.kill()
     process.wait(20)
     for rank in (2, 3):
         pid = int((tmp_path / f"pid-{rank}").read_text())
-        wait_for(lambda pid=pid: not is_running(pid))
+        wait_until(lambda pid=pid: not is_alive(pid))
 
 
 def test_a_container_that_starts_again_trains_nothing_by_itself(start, tmp_path, monkeypatch):
@@ -323,63 +276,9 @@ def test_the_newest_checkpoint_in_memory_is_reported_and_none_of_an_earlier_run(
         line.close()
 
 
-def wait_until(is_so):
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_without_gpus_nothing_is_known_of_their_errors():
     with gpu_errors.listening(has_gpus=False) as since:
         assert since(0.0) == ""
-
-
-def test_each_rank_knows_its_place_in_the_world():
-    env = environment.read({"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "job-a0-master-0.job"})
-    variables = environment.for_rank(env, 1, 8)
-    assert {k: variables[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
-        "RANK": "17",
-        "LOCAL_RANK": "1",
-        "WORLD_SIZE": "32",
-        "MASTER_ADDR": "job-a0-master-0.job",
-        "MASTER_PORT": "29500",
-    }
-
-
-@pytest.mark.parametrize(("name", "value"), [("NNODES", "two"), ("MTJ_RESUME", "Maybe"), ("MTJ_DEVICE", "gpu")])
-def test_a_wrong_variable_is_named(name, value):
-    with pytest.raises(ValueError, match=f"{name}: must be .*{value}"):
-        environment.read({name: value})
-
-
-@pytest.mark.parametrize(
-    ("gpus", "variables", "start"),
-    [
-        (0, {}, "fork"),
-        (8, {}, "spawn"),
-        (8, {"MTJ_DEVICE": "cpu"}, "fork"),
-        (8, {"MTJ_RANK_START": "fork"}, "fork"),
-        (0, {"MTJ_RANK_START": "spawn"}, "spawn"),
-    ],
-)
-def test_ranks_are_forked_where_that_was_measured_or_asked_for(monkeypatch, gpus, variables, start):
-    monkeypatch.setattr(environment, "num_gpus", lambda: gpus)
-    assert environment.read(variables).rank_start == start
-
-
-def test_ranks_of_a_later_attempt_in_the_same_pod_say_so():
-    pod = {"MTJ_RESTART_ATTEMPT": "2", "KUBEFLOW_TRAINER_SERVER_URL": "https://server/status"}
-    ours = environment.read({**pod, "MTJ_LAUNCHER_URL": "https://server/launcher"})
-    variables = environment.for_rank(ours, 0, 1, attempt=5)
-    assert variables["MTJ_RESTART_ATTEMPT"] == "5"
-    assert variables["KUBEFLOW_TRAINER_SERVER_URL"] == "https://server/status?attempt=5"
-    of_kubeflow = environment.for_rank(environment.read(pod), 0, 1)
-    assert "KUBEFLOW_TRAINER_SERVER_URL" not in of_kubeflow, "as it is in the launcher's own environment"
-
-
-def test_auto_means_one_process_on_a_machine_set_to_use_its_cpu():
-    assert launch.num_processes(environment.read({"MTJ_DEVICE": "cpu"})) == 1
 
 
 def test_a_long_failure_message_is_cut_and_read_back(tmp_path):
@@ -388,15 +287,3 @@ def test_a_long_failure_message_is_cut_and_read_back(tmp_path):
     termination.write(path, record)
     assert termination.read(path).message == "x" * 1024
     assert termination.read(tmp_path / "missing.json") is None
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
