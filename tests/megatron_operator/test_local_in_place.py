@@ -12,7 +12,7 @@ import pytest
 
 from megatron_operator.timestamp import to_seconds
 from tests.support.operator.local_runs import ROOT, SHORT_GRACE, LocalRun
-from tests.support.processes import is_alive, wait_until
+from tests.support.processes import is_alive, wait_for
 
 LAUNCHER = ROOT / "tests" / "support" / "operator" / "counting_launcher.py"
 SPAWN = {"name": "MTJ_RANK_START", "value": "spawn"}
@@ -29,7 +29,7 @@ class LaunchedRun(LocalRun):
         """The process of the pod's rank."""
         launcher = self.process_of(pod)
         children = Path(f"/proc/{launcher}/task/{launcher}/children")
-        wait_until(lambda: children.read_text().split())
+        wait_for(lambda: children.read_text().split())
         return int(children.read_text().split()[0])
 
     def log(self, pod):
@@ -47,8 +47,8 @@ def test_a_killed_rank_starts_again_under_the_same_launchers(run):
     pods = ("tune-a0-master-0", "tune-a0-worker-0")
     launchers = [run.process_of(pod) for pod in pods]
     os.kill(run.rank_of("tune-a0-worker-0"), signal.SIGKILL)
-    wait_until(lambda: run.status["restarts"]["attempt"] == 1)
-    wait_until(lambda: "ranksStartedTime" in run.status["lastRestart"])
+    wait_for(lambda: run.status["restarts"]["attempt"] == 1)
+    wait_for(lambda: "ranksStartedTime" in run.status["lastRestart"])
     assert [run.process_of(pod) for pod in pods] == launchers
     run.go()
     code, output = run.finish(process)
@@ -75,10 +75,10 @@ def test_a_killed_rank_starts_again_under_the_same_launchers(run):
 def test_a_stopped_rank_is_replaced_as_hung(run):
     policy = {"hangTimeoutSeconds": 2}
     process = run.write("--step-s", 0.2, "--steps", 40, failurePolicy=policy, podTemplate=SHORT_GRACE).start()
-    wait_until(lambda: (run.state / "status.yaml").exists() and run.status.get("checkpoint"))
+    wait_for(lambda: (run.state / "status.yaml").exists() and run.status.get("checkpoint"))
     launcher = run.process_of("tune-a0-master-0")
     os.kill(run.rank_of("tune-a0-master-0"), signal.SIGSTOP)
-    wait_until(lambda: run.status["restarts"]["attempt"] == 1)
+    wait_for(lambda: run.status["restarts"]["attempt"] == 1)
     assert run.process_of("tune-a0-master-0") == launcher
     code, output = run.finish(process)
     assert (code, run.steps(), run.status["restarts"]["podAttempt"]) == (0, 40, 0)
@@ -114,7 +114,7 @@ def test_a_launcher_that_hears_nothing_ends_with_the_code_of_its_rank(run):
     process.kill()
     process.communicate()
     os.kill(rank, signal.SIGKILL)
-    wait_until(lambda: not is_alive(launcher))
+    wait_for(lambda: not is_alive(launcher))
     record = json.loads((run.state / "pods" / "tune-a0-master-0" / "termination-log").read_text())
     assert (record["exitCode"], record["reason"]) == (137, "signal 9")
 
@@ -125,7 +125,7 @@ def test_a_suspension_while_ranks_wait_for_their_restart(run):
     run.wait_for_pause()
     launcher = run.process_of("tune-a0-master-0")
     os.kill(run.rank_of("tune-a0-master-0"), signal.SIGKILL)
-    wait_until(lambda: run.status["restarts"].get("podAttempt") == 0)
+    wait_for(lambda: run.status["restarts"].get("podAttempt") == 0)
     time.sleep(1)
     assert run.log("tune-a0-master-0").count("starts at") == 1, "the back-off holds in place too"
     process.send_signal(signal.SIGINT)
@@ -141,7 +141,7 @@ def test_an_mtj_that_is_killed_during_a_restart_loses_nothing(run):
     process = run.write("--pause-at", 7, "--once", failurePolicy={"backoffSeconds": {"initial": 25}}, nodes=2).start()
     run.wait_for_pause(nodes=2)
     os.kill(run.rank_of("tune-a0-worker-0"), signal.SIGKILL)
-    wait_until(lambda: run.status["restarts"]["attempt"] == 1)
+    wait_for(lambda: run.status["restarts"]["attempt"] == 1)
     process.kill()
     process.communicate()
     code, _ = run.finish()

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_operator.cli import main
 from tests.support.operator.local_runs import LocalRun
-from tests.support.processes import is_alive, wait_until
+from tests.support.processes import is_alive, wait_for
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_second_interruption_does_not_wait(run):
     run.wait_for_pause()
     pid = run.process_of("tune-a0-master-0")
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: run.status["phase"] == "Suspended")
+    wait_for(lambda: run.status["phase"] == "Suspended")
     process.send_signal(signal.SIGINT)
     code, _ = run.finish(process)
     assert code == 130
@@ -71,7 +71,7 @@ def test_a_hang_up_is_no_second_interruption_and_none_at_all_under_nohup(run):
         process = run.write().start()
     finally:
         signal.signal(signal.SIGHUP, before)
-    wait_until(lambda: run.status["phase"] != "Suspended")
+    wait_for(lambda: run.status["phase"] != "Suspended")
     process.send_signal(signal.SIGHUP)
     code, _ = run.finish(process)
     assert (code, run.steps()) == (0, 20)

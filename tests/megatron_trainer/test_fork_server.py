@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_trainer.process import ranks
-from tests.support.processes import wait_until
+from tests.support.processes import wait_for
 
 SERVER = """
 import os, signal, sys, time
@@ -50,7 +50,7 @@ def starter(tmp_path, monkeypatch):
 
 
 def end_of(process):
-    wait_until(lambda: process.poll() is not None)
+    wait_for(lambda: process.poll() is not None)
     return process.poll()
 
 
@@ -72,7 +72,7 @@ def test_a_process_out_of_memory_is_a_rank_rather_than_the_one_that_forks_them(s
 def test_a_signal_reaches_a_forked_rank_and_shows_in_its_code(starter, tmp_path, number):
     ready = tmp_path / "ready"
     rank = starter()().start([f"open({str(ready)!r}, 'w'); time.sleep(60)"], {})
-    wait_until(ready.exists)
+    wait_for(ready.exists)
     rank.send_signal(number)
     expected = 1 if number == signal.SIGINT else -number  # Python ends itself with a traceback on SIGINT
     assert end_of(rank) in (expected, -number)
@@ -121,7 +121,7 @@ def test_a_killed_server_ends_its_ranks_and_is_replaced(starter):
     os.kill(server._process.pid, signal.SIGKILL)
     assert end_of(rank) == -signal.SIGKILL
     assert isinstance(current(), ranks.Spawn), "a restart does not wait for the imports of the next server"
-    wait_until(lambda: not isinstance(current(), ranks.Spawn))
+    wait_for(lambda: not isinstance(current(), ranks.Spawn))
     assert end_of(current().start(["sys.exit(3)"], {})) == 3
 
 

@@ -18,7 +18,7 @@ from megatron_trainjob import launcher, termination
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.launcher import LauncherReport
 from megatron_trainjob.termination import TerminationRecord
-from tests.support.processes import is_alive, wait_until
+from tests.support.processes import is_alive, wait_for
 
 LAUNCHER = """
 import sys
@@ -134,7 +134,7 @@ def test_termination_reaches_every_rank_and_their_code_comes_back(start, tmp_pat
         "def stop(*_): sys.exit(143)\n"
         f"signal.signal(signal.SIGTERM, stop); open({str(tmp_path)!r} + f'/ready-{{rank}}', 'w')\ntime.sleep(60)"
     )
-    wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     process.terminate()
     assert process.wait(20) == ExitCode.PREEMPTED
 
@@ -152,7 +152,7 @@ def test_a_rank_that_does_not_end_when_asked_writes_where_it_is(start, tmp_path)
         "all_reduce()\n"
     )
     process, _ = start(program)
-    wait_until(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in (2, 3)))
+    wait_for(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in (2, 3)))
     process.terminate()
     assert process.wait(20) == 0
     assert (tmp_path / "stderr").read_text().count(" in all_reduce") == 2, "once for each of the two ranks"
@@ -160,12 +160,12 @@ def test_a_rank_that_does_not_end_when_asked_writes_where_it_is(start, tmp_path)
 
 def test_ranks_die_with_a_killed_launcher(start, tmp_path):
     process, _ = start(f"open({str(tmp_path)!r} + f'/pid-{{rank}}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
-    wait_until(lambda: all((tmp_path / f"pid-{r}").exists() and (tmp_path / f"pid-{r}").read_text() for r in (2, 3)))
+    wait_for(lambda: all((tmp_path / f"pid-{r}").exists() and (tmp_path / f"pid-{r}").read_text() for r in (2, 3)))
     process.kill()
     process.wait(20)
     for rank in (2, 3):
         pid = int((tmp_path / f"pid-{rank}").read_text())
-        wait_until(lambda pid=pid: not is_alive(pid))
+        wait_for(lambda pid=pid: not is_alive(pid))
 
 
 def test_a_container_that_starts_again_trains_nothing_by_itself(start, tmp_path, monkeypatch):
@@ -266,12 +266,12 @@ def test_the_newest_checkpoint_in_memory_is_reported_and_none_of_an_earlier_run(
     )
     threading.Thread(target=line.run, daemon=True).start()
     try:
-        wait_until(lambda: channel.reports)
+        wait_for(lambda: channel.reports)
         assert channel.reports[-1].memory_iteration is None
         for name in ("iter_0000005", "iter_0000010", ".launch-1"):
             (tmp_path / "run" / name).mkdir()
-        wait_until(lambda: channel.reports[-1].memory_iteration is not None)
-        wait_until(lambda: channel.reports[-1].memory_iteration == 10)
+        wait_for(lambda: channel.reports[-1].memory_iteration is not None)
+        wait_for(lambda: channel.reports[-1].memory_iteration == 10)
     finally:
         line.close()
 

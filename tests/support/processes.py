@@ -15,7 +15,7 @@ def is_alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def wait_until(is_so: Callable[[], object]) -> None:
+def wait_for(is_so: Callable[[], object]) -> None:
     """Returns as soon as it is so; a minute is more than any machine needs, and then the test fails."""
     deadline = time.monotonic() + PATIENCE_S
     while not is_so():

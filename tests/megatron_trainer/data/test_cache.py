@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_trainer.data.storage.cache import built_once
-from tests.support.processes import wait_until
+from tests.support.processes import wait_for
 
 SCRIPT = Path(__file__).parent / "cache_process.py"
 
@@ -31,7 +31,7 @@ def test_processes_that_ask_together_build_once(tmp_path):
 def test_a_killed_builder_is_replaced(tmp_path):
     folder, log = tmp_path / "entry", tmp_path / "log"
     dead = start(folder, 1000, log)
-    wait_until(log.exists)
+    wait_for(log.exists)
     dead.send_signal(signal.SIGKILL)
     dead.communicate(timeout=60)
     assert not folder.exists()
@@ -44,7 +44,7 @@ def test_a_killed_builder_is_replaced(tmp_path):
 def test_a_living_builder_is_waited_for_longer_than_a_dead_one(tmp_path):
     folder, log = tmp_path / "entry", tmp_path / "log"
     slow = start(folder, 5, log)  # the others give up a dead builder after 3 s
-    wait_until(log.exists)
+    wait_for(log.exists)
     waiting = start(folder, 0, log)
     assert json.loads(waiting.communicate(timeout=60)[0]) == ["first", "second"]
     slow.communicate(timeout=60)
@@ -55,7 +55,7 @@ def test_a_node_that_was_cut_off_does_not_replace_what_another_built_meanwhile(t
     """The first builder is frozen until it is given up; when it wakes, readers have the other's folder open."""
     folder, log = tmp_path / "entry", tmp_path / "log"
     frozen = start(folder, 0.2, log)
-    wait_until(log.exists)
+    wait_for(log.exists)
     frozen.send_signal(signal.SIGSTOP)
     assert json.loads(start(folder, 0, log).communicate(timeout=60)[0]) == ["first", "second"]
     built = (folder / "first").stat().st_ino

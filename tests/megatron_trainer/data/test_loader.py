@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from tests.support.processes import is_alive, wait_until
+from tests.support.processes import is_alive, wait_for
 
 RANK = """
 import os, socket, sys, time
@@ -29,5 +29,5 @@ def test_a_worker_leaves_the_port_of_its_killed_rank_to_the_next():
     port, worker = int(rank.stdout.readline()), int(rank.stdout.readline())
     rank.send_signal(signal.SIGKILL)
     rank.wait()
-    wait_until(lambda: not is_alive(worker))  # it would read on for ten minutes
+    wait_for(lambda: not is_alive(worker))  # it would read on for ten minutes
     socket.create_server(("127.0.0.1", port)).close()

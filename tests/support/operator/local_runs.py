@@ -18,7 +18,7 @@ import yaml
 
 from megatron_operator.cli import main
 from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
-from tests.support.processes import PATIENCE_S, wait_until
+from tests.support.processes import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "tests" / "support" / "checkpoint" / "counting_program.py"
@@ -105,5 +105,5 @@ class LocalRun:
     def wait_for_pause(self, nodes: int = 1) -> None:
         """Until every pod stalls at its step, and mtj has written down that the gang is complete."""
         folder = self.state / "volumes" / "disk" / "tune"
-        wait_until(lambda: all((folder / f"paused-{rank}").exists() for rank in range(nodes)))
-        wait_until(lambda: (self.state / "status.yaml").exists() and self.status["phase"] == "Running")
+        wait_for(lambda: all((folder / f"paused-{rank}").exists() for rank in range(nodes)))
+        wait_for(lambda: (self.state / "status.yaml").exists() and self.status["phase"] == "Running")
