@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 import kopf
-from operator_scale import cpu_s, each, memory_mib
+from operator_bench import cpu_s, each, memory_mib
 
 from local_cluster.control_plane import ControlPlane
 from megatron_operator.api import names

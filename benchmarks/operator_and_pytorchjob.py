@@ -26,17 +26,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 import pytorchjob_operator
-from operator_scale import (
-    PODS_PER_JOB,
-    SUBMITTERS,
-    Bench,
-    bare_objects,
-    count,
-    cpu_s,
-    each,
-    example_objects,
-    job_body,
-)
+from bare_client import bare_objects, example_objects
+from operator_bench import PODS_PER_JOB, SUBMITTERS, Bench, count, cpu_s, each, job_body
 
 from local_cluster.control_plane import ControlPlane
 from megatron_operator.cluster.kubernetes.client import Client

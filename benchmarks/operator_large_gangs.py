@@ -15,7 +15,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from operator_scale import Bench, count, cpu_s, each, job_body, memory_mib, phases, start_kubelet, wait, writes
+from operator_bench import Bench, count, cpu_s, each, job_body, memory_mib, phases, start_kubelet, wait, writes
 
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
-from operator_scale import writes
+from operator_bench import writes
 
 from megatron_operator.timestamp import to_seconds
 from tests.support.operator import fake_kubelet, operator_process
