@@ -1,4 +1,4 @@
-"""Runs of a tiny model from whose checkpoint the tests of a file go on."""
+"""Runs of a tiny model from whose checkpoint the tests of a file continue."""
 
 import pytest
 

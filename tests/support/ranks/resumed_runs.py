@@ -1,4 +1,4 @@
-"""A run of four steps with a checkpoint after the second, runs that go on from it, and what they say of a change."""
+"""A run of four steps with a checkpoint after the second, runs that continue from it, and what they say of a change."""
 
 from __future__ import annotations
 
