@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_operator.cluster.kubernetes import client
 from megatron_operator.process import deep_json
 
 LEVELS = 5000
@@ -53,3 +54,20 @@ def test_what_is_not_deep_is_read_as_ever(installed):
 def test_what_is_no_json_is_an_error_as_ever(installed, text):
     with pytest.raises(json.JSONDecodeError):
         json.loads(text)
+
+
+@pytest.mark.parametrize("levels", [50, 1_000, LEVELS])
+def test_the_client_reads_what_is_nested_deeper_than_its_own_decoder_goes(installed, levels):
+    found = client._decoded(f'{{"spec": {nested(levels)}, "after": 2}}'.encode())
+    assert (depth_of(found["spec"]) >= min(levels, deep_json.MAX_DEPTH - 1), found["after"]) == (True, 2)
+
+
+def test_the_client_reads_half_a_surrogate_pair_as_pythons_decoder_does():
+    assert client._decoded(b'{"message": "\\ud800 and more"}') == {"message": "\ud800 and more"}
+
+
+@pytest.mark.parametrize("payload", [b'{"a": 1', b"<html>", b"", b"[1]", b'"text"', b'{"a": "\xff"}'])
+def test_the_client_says_of_anything_but_an_object_that_it_is_unreadable(payload):
+    with pytest.raises(client.ApiError) as raised:
+        client._decoded(payload)
+    assert (raised.value.status, raised.value.reason) == (0, "Unreadable")
