@@ -178,7 +178,11 @@ def test_a_large_job_is_not_listed_rank_by_rank_unless_asked_for(here, capsys):
         ("lr_decay_style", ["spec.args.lr_decay_style", "one of: ", "cosine", "status: "]),
         ("spec.args.lr", ["spec.args.lr", "default: "]),
         ("--micro-batch-size", ["spec.args.micro_batch_size"]),
-        ("output_dir", ["spec.args."]),
+        ("output_dir", ["spec.args.save ", "spec.args.output_dir "]),
+        ("ckpt_format", ["status: works", "zarr: refused: Megatron-Core no longer reads", "torch: is read where load"]),
+        ("norm_epsilon", ["default: config.json"]),
+        ("calculate_per_token_loss", ["default: true (rlhf: false)"]),
+        ("model", ["default: unset"]),
         ("spec.network.rdma", ["resource", "ipcLock", "PodSecurity"]),
         ("failurePolicy.rules", ["onExitCodes", "RestartIgnoreLimit", "at any time"]),
         ("spec.checkpoint.subPath", ["only while suspended"]),
@@ -197,6 +201,11 @@ def test_explain_says_what_a_field_or_an_argument_does(name, parts, capsys):
 )
 def test_explain_knows_what_was_meant(name, near, capsys):
     assert f"did you mean {near}?" in said(capsys, "explain", name, code=2)
+
+
+def test_explain_says_why_there_is_no_such_argument(capsys):
+    assert "moves activations to host memory" in said(capsys, "explain", "cpu_offloading", code=2)
+    assert "mtj explain spec and mtj explain args list all" in said(capsys, "explain", "xyzzy", code=2)
 
 
 def stored(here, **status):

@@ -11,8 +11,9 @@ from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.parts import changes
 from megatron_operator.api.spec import spec_schema
 from megatron_operator.cli.output import INVALID, OK, error, escape, out, show_table, table
+from megatron_trainjob.args.document import default
 from megatron_trainjob.args.field import Argument
-from megatron_trainjob.args.names import ALIASES
+from megatron_trainjob.args.names import ALIASES, LISTED, explain_unknown
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import shown
 
@@ -29,9 +30,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(arguments: argparse.Namespace) -> int:
     """0 with the help; 2 for an unknown name, with the nearest known one."""
     name = arguments.field.removeprefix("spec.").replace("args.", "", 1)
-    argument = find_argument(name)
-    if argument:
+    found = find_arguments(name)
+    for argument in found:
         _show_argument(argument)
+    if found:
         return OK
     if name == "args":
         _show_arguments()
@@ -40,17 +42,28 @@ def run(arguments: argparse.Namespace) -> int:
     if schema is not None:
         _show_field(arguments.field, schema)
         return OK
-    near = structural.nearest(name, {**dict.fromkeys(ARGUMENTS), **dict.fromkeys(field_names(spec_schema(), ""))})
-    hint = f"; did you mean {near}?" if near else "; mtj explain spec and mtj explain args list all"
-    error.print(f"no field or argument {escape(arguments.field)}{hint}")
+    error.print(f"no field or argument {escape(arguments.field)}; {escape(_hint(name))}")
     return INVALID
 
 
-def find_argument(name: str) -> Argument | None:
-    """The argument with this name, in snake_case or kebab-case, or with this ms-swift 4.x name."""
+def _hint(name: str) -> str:
+    """What stands for an unknown name: of an argument first, then of a field."""
+    said = explain_unknown(name.replace("-", "_").removeprefix("__"), "sft").removeprefix("unknown argument; ")
+    near = structural.nearest(name, dict.fromkeys(field_names(spec_schema(), "")))
+    if said != LISTED:
+        return said
+    return f"did you mean {near}?" if near else "mtj explain spec and mtj explain args list all"
+
+
+def find_arguments(name: str) -> tuple[Argument, ...]:
+    """The arguments with this name, in snake_case or kebab-case: its own, and the one whose ms-swift 4.x name it is.
+
+    Some names are an argument of an export and another name of one of training.
+    """
     plain = name.replace("-", "_").removeprefix("__")
     alias = ALIASES.get(plain)
-    return ARGUMENTS.get(alias.canonical if alias else plain)
+    names = (alias.canonical if alias else plain, plain)
+    return tuple(ARGUMENTS[each] for each in dict.fromkeys(names) if each in ARGUMENTS)
 
 
 def find_field(path: str) -> Schema | None:
@@ -89,16 +102,16 @@ def _show_field(path: str, schema: Schema) -> None:
 def _show_argument(argument: Argument) -> None:
     out.print(f"[bold]spec.args.{argument.name}[/]  [dim]{argument.type}, group {argument.group}[/]")
     out.print(escape(argument.help))
-    reason = f": {argument.reason}" if argument.reason else ""
     facts = [
-        ("default", shown(argument.default)),
-        ("default in rlhf", shown(argument.rlhf_default) if argument.rlhf_default != argument.default else ""),
+        ("default", default(argument)),
         ("one of", ", ".join(argument.choices or ())),
         ("unit", argument.unit),
         ("tasks", ", ".join(argument.applies_to)),
         ("other names", ", ".join((*argument.aliases, *argument.inverted_aliases))),
         ("taken from config.json", ", ".join(argument.hf_config_keys)),
-        ("status", f"{argument.status}{reason}"),
+        ("status", argument.status + (f": {argument.reason}" if argument.reason else "")),
+        *((shown(value), f"refused: {reason}") for value, reason in argument.refused_choices.items()),
+        *((shown(value), remark) for value, remark in argument.warned_choices.items()),
     ]
     for label, value in facts:
         if value:
@@ -109,5 +122,5 @@ def _show_arguments() -> None:
     arguments = table("spec.args", "name", "type", "default", "status", "what it does")
     for argument in ARGUMENTS.values():
         help_text = escape(argument.help.partition(". ")[0])
-        arguments.add_row(argument.name, argument.type, escape(shown(argument.default)), argument.status, help_text)
+        arguments.add_row(argument.name, argument.type, escape(default(argument)), argument.status, help_text)
     show_table(arguments)

@@ -84,11 +84,6 @@ class Argument(Details):
         return self.task_defaults.get(task, self.default)
 
     @property
-    def rlhf_default(self) -> Any:  # noqa: ANN401 (arguments have eight types)
-        """The value that an unset argument has in preference training."""
-        return self.default_for("rlhf")
-
-    @property
     def is_list(self) -> bool:
         """Whether the value is a list."""
         return self.type.startswith("list")

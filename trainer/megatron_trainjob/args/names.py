@@ -21,6 +21,8 @@ from megatron_trainjob.args.tree import ARGUMENTS
 CERTAIN = 0.8
 """Similarity above which a misspelled name is taken for another one: below it, most have another meaning."""
 
+LISTED = "docs/arguments.md lists all of them"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
@@ -96,7 +98,7 @@ def explain_unknown(name: str, task: Task) -> str:
     if other := _of_another_task(name, task):
         return f"unknown argument; {other.name}, if that is meant, applies to {', '.join(other.applies_to)} only"
     suggestion = nearest(name, task)
-    hint = f"did you mean {suggestion}?" if suggestion else "docs/arguments.md lists all of them"
+    hint = f"did you mean {suggestion}?" if suggestion else LISTED
     return f"unknown argument; {hint}"
 
 

@@ -52,7 +52,7 @@ class BaseTemplate:
     )
     max_length: int | None = arg(
         None,
-        "Maximum length of a sample; unset: the model's.",
+        "Maximum length of a sample; unset: seq_length, else the model's.",
         unit="tokens",
         ge=1,
         featured=True,

@@ -57,7 +57,7 @@ class Export:
     )
     thread_count: int | None = arg(
         None,
-        "Files that to_mcore writes; unset: about 10 GB each.",
+        "Files that to_mcore writes; unset: about 10 GB each, at least two.",
         ge=1,
         applies_to=("export",),
         status="works",
@@ -65,8 +65,8 @@ class Export:
     test_convert_precision: bool = arg(
         False,
         (
-            "Compare the logits of both models on a prompt: prints the mean and the largest difference and the first "
-            "layer that diverges, and exits with code 1 beyond the bound."
+            "Compare the logits of both models on a prompt and print how much and where they differ; exits with code 1 "
+            "beyond the bound."
         ),
         featured=True,
         applies_to=("export",),

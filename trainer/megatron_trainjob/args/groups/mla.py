@@ -19,7 +19,7 @@ class LatentAttention:
     )
     q_lora_rank: int | None = arg(
         None,
-        "Rank of the query projection; unset everywhere: not factored.",
+        "Rank of the query projection; none where it is not factored.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("q_lora_rank",),

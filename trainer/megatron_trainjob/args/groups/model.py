@@ -34,7 +34,7 @@ class Model:
     )
     ffn_hidden_size: int | None = arg(
         None,
-        "Width of the feed-forward block; unset everywhere: 4 * hidden_size.",
+        "Width of the feed-forward block.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("intermediate_size_mlp", "intermediate_size"),
@@ -184,7 +184,7 @@ class Model:
     )
     kv_channels: int | None = arg(
         None,
-        "Width of one head; unset everywhere: hidden_size / num_attention_heads.",
+        "Width of one head.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=(

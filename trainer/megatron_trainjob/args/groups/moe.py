@@ -31,7 +31,7 @@ class MixtureOfExperts:
     )
     moe_ffn_hidden_size: int | None = arg(
         None,
-        "Feed-forward width of one expert; unset everywhere: ffn_hidden_size.",
+        "Feed-forward width of one expert.",
         ge=1,
         aliases=("moe_ffn_hidden_siz",),
         applies_to=EVERY_TASK,
@@ -51,7 +51,7 @@ class MixtureOfExperts:
     )
     moe_router_topk: int | None = arg(
         None,
-        "Experts per token; unset everywhere: 2.",
+        "Experts per token.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("num_experts_per_tok",),
@@ -73,7 +73,7 @@ class MixtureOfExperts:
     )
     moe_router_score_function: Literal["softmax", "sigmoid"] | None = arg(
         None,
-        "Function that turns router logits into scores.",
+        "Function that turns router logits into scores; unset: the model's.",
         applies_to=EVERY_TASK,
         status="works",
     )
@@ -86,7 +86,7 @@ class MixtureOfExperts:
     )
     moe_router_enable_expert_bias: bool | None = arg(
         None,
-        "Balance experts by a per-expert bias instead of a loss.",
+        "Balance experts by a per-expert bias instead of a loss; unset: the model's.",
         applies_to=EVERY_TASK,
         status="works",
     )
@@ -100,7 +100,7 @@ class MixtureOfExperts:
     )
     moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "sinkhorn", "none"] | None = arg(
         None,
-        "How the load of experts is balanced; unset everywhere: aux_loss.",
+        "How the load of experts is balanced; unset: as the family is.",
         applies_to=EVERY_TASK,
         status="works",
     )

@@ -90,7 +90,7 @@ class TrainExtra:
     )
     max_epochs: int | None = arg(
         None,
-        "Passes over the data, after which the run evaluates, saves and ends.",
+        "Passes over the data, after which the run evaluates, saves and ends; or train_iters, if fewer.",
         unit="epochs",
         ge=1,
         aliases=("num_train_epochs",),

@@ -79,7 +79,7 @@ class Training:
     )
     log_interval: int = arg(
         5,
-        "Steps between two records of metrics; the first step is recorded too.",
+        "Steps between two records of metrics; the first and the last step have one too.",
         unit="iterations",
         ge=1,
         featured=True,
@@ -152,7 +152,7 @@ class Training:
     )
     attention_backend: Literal["flash", "fused", "unfused", "local", "auto"] = arg(
         "flash",
-        "Attention kernels.",
+        'Attention kernels; "flash" is as "auto" without flash-attn, and for attention with sinks.',
         featured=True,
         status="works on GPU only",
     )
