@@ -6,6 +6,7 @@ import pytest
 
 from megatron_trainer.data.prepare import prepare
 from megatron_trainjob.args.tree import TrainArgs
+from tests.support.data.answers import answers as trained_answers
 from tests.support.models.text_models import chatml_tokenizer
 
 
@@ -47,11 +48,6 @@ def run(tmp_path, tokenizer):
 
 
 @pytest.fixture
-def answers(tokenizer):
+def answers():
     """The numbers of the rows of a dataset, in order."""
-
-    def answers(dataset):
-        flat = [s for item in dataset for s in (item if isinstance(item, list) else [item])]
-        return [int(tokenizer.decode(s.input_ids[s.labels >= 0])[1:].removesuffix("<|im_end|>")) for s in flat]
-
-    return answers
+    return lambda dataset: [int(answer.removeprefix("r")) for answer in trained_answers(dataset)]
