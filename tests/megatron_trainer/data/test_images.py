@@ -2,65 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import io
 import json
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
-from megatron_trainer.data.row import Record
-from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
+from tests.support.data.image_rows import SIZES, encode, encoder_of, pictures, text, turns
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v", "gemma4", "gemma4_v2", "llama4")
 GLM = ("glm4v", "glm4v_moe")
-SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three pictures beside the data."""
-    root = tmp_path_factory.mktemp("pictures")
-    for seed, (name, (width, height)) in enumerate(SIZES.items()):
-        vision.save(root / name, width, height, seed)
-    (root / "data.jsonl").write_text("")
-    return root
+    return pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {kind: vision.write(root / kind, kind) for kind in {*KINDS, *GLM}}
-
-
-def encoder_of(model, recognition=None, *, cache=None, args=None, **settings):
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    config = json.loads((model / "config.json").read_text())
-    images = image_rows_of(args or TrainArgs(), model, config, tokenizer, cache)
-    chosen = EncodeSettings(recognition=recognition or Recognition(), vision=images.settings, **settings)
-    return Encoder(tokenizer, chosen, images), images
-
-
-def encode(encoder, row, folder):
-    [result] = encoder.encode([Record(0, str(folder / "data.jsonl"), 1, row)])
-    return result
-
-
-def text(*parts):
-    """Content parts: a string is text, ... an image."""
-    return [{"type": "image"} if part is ... else {"type": "text", "text": part} for part in parts]
-
-
-def turns(question, answer="Yes."):
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
 
 def truth(model, kind, messages, folder, names):
@@ -213,65 +178,6 @@ def test_pre_training_has_images_in_plain_text(models, folder):
     assert shown == f"See <|vision_start|>{'<|image_pad|>' * count}<|vision_end|>!<|im_end|>"
 
 
-@pytest.fixture(scope="module")
-def server(folder):
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            if self.path == "/gone":
-                self.send_error(404)
-            elif self.path == "/bytes":
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"no image")
-            else:
-                super().do_GET()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as serving:
-        thread = threading.Thread(target=serving.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
-
-
-def forms(folder, server):
-    content = (folder / "a.png").read_bytes()
-    coded = base64.b64encode(content).decode()
-    return {
-        "absolute": str(folder / "a.png"),
-        "file": (folder / "a.png").as_uri(),
-        "http": f"{server}/a.png",
-        "data URI": f"data:image/png;base64,{coded}",
-        "base64": coded,
-        "bytes": content,
-        "HF bytes": {"bytes": content, "path": "gone.png"},
-        "HF path": {"bytes": None, "path": "a.png"},
-        "Anthropic": {"type": "base64", "media_type": "image/png", "data": coded},
-    }
-
-
-@pytest.mark.parametrize(
-    "form", ["absolute", "file", "http", "data URI", "base64", "bytes", "HF bytes", "HF path", "Anthropic"]
-)
-def test_every_form_of_an_image_is_the_same_image(models, folder, server, form):
-    encoder, images = encoder_of(models["qwen2_5_vl"])
-    row = {"query": "<image>?", "response": "Yes.", "images": [forms(folder, server)[form]]}
-    encoded = encode(encoder, row, folder)
-    assert isinstance(encoded, Encoded), encoded
-    plain = encode(encoder, {**row, "images": ["a.png"]}, folder)
-    assert encoded.input_ids[0].tolist() == plain.input_ids[0].tolist()
-    found, expected = (images.reader.pixels(one.media[0]).values_PD for one in (encoded, plain))
-    assert np.array_equal(found, expected)
-
-
-def png(image):
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.mark.parametrize("kind", GLM)
 def test_glm_bounds_the_pixels_of_an_image_and_has_no_videos(kind, models, folder):
     """Its processor counts the two frames that an image becomes."""
@@ -285,57 +191,6 @@ def test_glm_bounds_the_pixels_of_an_image_and_has_no_videos(kind, models, folde
         assert images.reader.pixels([medium]).values_PD.shape == (pixels // 16, 96)
     films = {"query": "<video>?", "response": "Yes.", "videos": [["a.png", "a.png"]]}
     assert encode(encoder, films, folder).reason == "videos are not read for this model"
-
-
-def rejected(models, folder, images, query="<image>?"):
-    encoder, _ = encoder_of(models["qwen2_5_vl"])
-    result = encode(encoder, {"query": query, "response": "Yes.", "images": images}, folder)
-    assert not isinstance(result, Encoded)
-    return result
-
-
-BAD = {
-    "missing": (["gone.png"], "an image is not there"),
-    "a folder": (["."], "an image is not there"),
-    "null": ([None], "an image is neither a path, a URL nor bytes"),
-    "null among others": (["a.png", None], "an image is neither a path, a URL nor bytes"),
-    "a number": ([3], "an image is neither a path, a URL nor bytes"),
-    "empty object": ([{}], "an image is neither a path, a URL nor bytes"),
-    "empty text": ([""], "an image is neither a path, a URL nor bytes"),
-    "ftp": (["ftp://host/a.png"], "an image has a URL of a kind that is not read"),
-    "data URI without base64": (["data:image/png,abc"], "an image is neither a path, a URL nor bytes"),
-    "no image": ([b"hello world"], "an image cannot be read"),
-    "PostScript": ([b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"], "an image cannot be read"),
-    "a name that no file can have": (["a\0b"], "an image is not there"),
-    "a very long name": (["x./" * 5000], "an image is not there"),
-    "too many images": (["a.png", "b.jpg"], "images and their places do not match"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_row_whose_image_cannot_be_used_is_dropped_with_the_reason(models, folder, name):
-    images, reason = BAD[name]
-    assert rejected(models, folder, images).reason == reason
-
-
-def test_too_few_images_for_the_tags(models, folder):
-    assert rejected(models, folder, ["a.png"], "<image><image>?").reason == "images and their places do not match"
-
-
-def test_the_token_of_images_in_a_text_is_no_image(models, folder):
-    row = {"query": "What is <|image_pad|>?", "response": "Yes."}
-    encoder, _ = encoder_of(models["qwen2_5_vl"])
-    assert encode(encoder, row, folder).reason == "images and their places do not match"
-
-
-def test_a_forged_mark_is_refused(models, folder):
-    for query in ("<image>\ufdd0", "<image>\ufdd00i\ufdd1"):
-        assert not isinstance(rejected(models, folder, ["a.png"], query), Encoded)
-
-
-def test_servers_that_have_no_image(models, folder, server):
-    assert rejected(models, folder, [f"{server}/gone"]).reason == "an image cannot be fetched"
-    assert rejected(models, folder, [f"{server}/bytes"]).reason == "an image cannot be read"
 
 
 def test_text_alone_stays_as_it_is(models, folder):

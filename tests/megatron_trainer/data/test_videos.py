@@ -15,8 +15,8 @@ from megatron_trainer.data.values import Rejection
 from megatron_trainer.data.vision import video
 from megatron_trainer.data.vision.frames import open_frames
 from megatron_trainjob.args.tree import TrainArgs
-from tests.megatron_trainer.data.test_images import encode, encoder_of, text, turns
 from tests.support.data import vision
+from tests.support.data.image_rows import encode, encoder_of, text, turns
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 NUM_FRAMES = 7
