@@ -26,6 +26,7 @@ from megatron_trainjob.families.config import Optional
 from megatron_trainjob.families.weights import TABLES
 from tests.support.matrix import mostly_slow
 from tests.support.models import odd_models, tiny_model
+from tests.support.models.tiny_text_models import DECODER
 
 ROOT = Path(__file__).parents[2]
 ARGS = TrainArgs(model="m", dataset=("d",), train_iters=1, max_length=64)
@@ -233,7 +234,7 @@ def runs(family: Any, raw: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("name", sorted(tiny_model.MODELS))
 def test_a_file_says_the_same_before_and_after_transformers_has_filled_it(name: str):
     kind, own = tiny_model.MODELS[name]
-    short = {**tiny_model._DECODER, **own, "model_type": kind, "dtype": "float32"}
+    short = {**DECODER, **own, "model_type": kind, "dtype": "float32"}
     whole = {**tiny_model.config_of(name).to_dict(), "model_type": kind, "dtype": "float32"}
     assert _without_parameters(read(short)) == _without_parameters(read(whole))
 
@@ -246,7 +247,7 @@ def _without_parameters(model: Any) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_complete(name: str):
     """A memory shape, FLOPs, rules that accept it, weights, a tiny model and a row in the docs."""
-    sizes = {**tiny_model._DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    sizes = {**DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
     raw = {**sizes, "model_type": name, "num_key_value_heads": 4, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
     raw |= tiny_model.MODELS[name][1] if FAMILIES[name].text_type or name.startswith(("llama4", "gemma4")) else {}
     model = read(raw)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.models import tiny_model
+from tests.support.models.tiny_text_models import LLAMA3
 from tests.support.ranks import model_logits
 from tests.support.ranks.pool import gloo_ranks
 
@@ -47,7 +48,7 @@ OBEYED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "latent attention scaled as Llama 3": (
         "deepseek_v3",
-        {"rope_parameters": tiny_model._LLAMA3},
+        {"rope_parameters": LLAMA3},
     ),
     "a window in the later layers": (
         "qwen2",
