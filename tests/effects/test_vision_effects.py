@@ -13,7 +13,7 @@ from megatron_trainer.lora.parts import part_of
 from megatron_trainjob.families.weights import in_table
 from tests.effects.registry import effect
 from tests.support.models import seeing_model
-from tests.support.ranks import image_parity, parity, tiny_run
+from tests.support.ranks import image_models, parity, tiny_run
 from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
@@ -79,7 +79,7 @@ def test_the_tower_and_the_aligner_may_have_rates_of_their_own(train, model):
 @effect("vit_gradient_checkpointing", "gradient_checkpointing_kwargs")
 def test_layers_of_the_tower_run_again_in_the_backward_pass(model):
     def runs(**given: object) -> tuple[int, bool]:
-        (found,) = gloo_ranks(1).run(image_parity.runs_of_a_layer, model, {**FREE, **given})
+        (found,) = gloo_ranks(1).run(image_models.runs_of_a_layer, model, {**FREE, **given})
         return found
 
     assert runs(vit_gradient_checkpointing=False) == (1, False)
@@ -147,7 +147,7 @@ def test_adapters_beside_a_tower_in_full_are_saved_resumed_and_loaded(train, mod
     ids=["the tower alone", "the language model"],
 )
 def test_adapters_of_the_tower_alone_are_a_warning(model, given, warns):
-    (said,) = gloo_ranks(1).run(image_parity.warnings_of_adapters, model, {"train_type": "lora", **given})
+    (said,) = gloo_ranks(1).run(image_models.warnings_of_adapters, model, {"train_type": "lora", **given})
     assert any("the language model trains nothing" in each for each in said) == warns
 
 

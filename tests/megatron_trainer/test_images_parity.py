@@ -15,7 +15,7 @@ from megatron_trainer.lora.parts import part_of
 from megatron_trainjob.families import read
 from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
-from tests.support.ranks import image_parity
+from tests.support.ranks import image_models, image_parity
 from tests.support.ranks.pool import gloo_ranks
 
 BOUND = 1e-4
@@ -194,7 +194,7 @@ def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, mo
     name, layout, frozen, more = ADAPTED[case]
     settings, parts = FROZEN[frozen]
     directory = tiny_model.make(name, model_root)
-    (adapted,) = gloo_ranks(1).run(image_parity.write_adapter, directory, {**settings, **more}, tmp_path / "adapter")
+    (adapted,) = gloo_ranks(1).run(image_models.write_adapter, directory, {**settings, **more}, tmp_path / "adapter")
     reference = image_parity.make_reference(directory, vision_of(directory), tmp_path / "adapter")
     found = compared(name, layout, model_root, reference, **{"train_type": "lora", **settings, **more})
     assert {part_of(name) for name in found.trained} == parts
@@ -207,11 +207,11 @@ def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, mo
     "name", mostly_slow(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llama4"], ["qwen2_5_vl", "llama4"])
 )
 def test_a_tower_in_bfloat16_keeps_its_frequencies_in_float32(name: str, model_root: Path):
-    (difference,) = gloo_ranks(1).run(image_parity.features_in_half, tiny_model.make(name, model_root))
+    (difference,) = gloo_ranks(1).run(image_models.features_in_half, tiny_model.make(name, model_root))
     assert difference == 0.0
 
 
 @pytest.mark.dist
 def test_image_tokens_without_an_image_are_an_error(model_root: Path):
-    (said,) = gloo_ranks(1).run(image_parity.refusal_of_lost_images, tiny_model.make("qwen2_5_vl", model_root))
+    (said,) = gloo_ranks(1).run(image_models.refusal_of_lost_images, tiny_model.make("qwen2_5_vl", model_root))
     assert said == "1 tokens stand for images and videos, of which there are features for 0"

@@ -10,27 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_trainjob.families.weights import in_table
-from tests.support.models.tiny_model import VOCAB_SIZE, auto_class, transformers_config
+from tests.support.models.tiny_model import auto_class, transformers_config
 from tests.support.ranks import parity
-
-IMAGE, VIDEO, START, END = range(VOCAB_SIZE, VOCAB_SIZE + 4)
-PATCH = 4
-_SETTINGS = {"recompute_granularity": "none", "calculate_per_token_loss": False, "lora_dropout": 0.0}
-_GRIDS: tuple[tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]], ...] = (
-    ((), ()),
-    (((1, 4, 6),), ()),
-    (((1, 2, 14), (1, 10, 2), (1, 6, 6)), ()),
-    ((), ((3, 4, 6),)),
-    (((1, 2, 4),), ((2, 2, 4),)),
-)
-"""The images and the videos of each sample: text, one image, three of odd sizes, a video, one of both."""
-_TILES = tuple(
-    (tuple((tiles, 4, 4) for tiles in images), tuple((frames, 4, 4) for frames in videos))
-    for images, videos in (((), ()), ((3,), ()), ((1, 5, 2), ()), ((), (3,)), ((1,), (2,)))
-)
-"""The same of a model that cuts images into tiles."""
-MICRO_BATCHES = ((0, 2), (1,), (3, 4), (0,))
-"""Samples of each micro-batch; the last has text alone."""
+from tests.support.ranks.image_models import built
+from tests.support.ranks.image_samples import IMAGE, MICRO_BATCHES, VIDEO, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,62 +29,6 @@ class Found:
     worst: str
     trained: frozenset[str]
     changed: tuple[str, ...]
-
-
-def sample(number: int, vision: Any) -> Any:
-    """One sample, the same in every process: text of its own around the images, then the videos."""
-    import numpy as np
-
-    from megatron_trainer.data.mrope import mrope_positions
-    from megatron_trainer.data.values import Sample, joined_pixels
-
-    images, videos = (_TILES if vision.tile else _GRIDS)[number]
-    if vision.video_token < 0:  # no videos are read: images of their sizes
-        images, videos = (*images, *((1, *sides) for _, *sides in videos)), ()
-    random = np.random.default_rng(number)
-    ids = random.integers(0, VOCAB_SIZE, 9 + number).tolist()
-    for kind, (t, h, w) in [(IMAGE, grid) for grid in images] + [(VIDEO, grid) for grid in videos]:
-        is_apart = kind == VIDEO and vision.separates_frames
-        for _ in range(t if is_apart else 1):
-            frames = 1 if is_apart else t
-            token = IMAGE if vision.tile else kind
-            ids += [START, *[token] * (frames * h * w // 4), END, *random.integers(0, VOCAB_SIZE, 3).tolist()]
-    labels = np.array(ids, dtype=np.int32)
-    labels[np.isin(labels, (IMAGE, VIDEO))] = -100
-    if vision.tile:
-        given = [each for each in (_pixels(images, random, vision), _pixels(videos, random, vision)) if each]
-        return Sample(input_ids=np.array(ids, dtype=np.int32), labels=labels, images=joined_pixels(given))
-    return Sample(
-        input_ids=np.array(ids, dtype=np.int32),
-        labels=labels,
-        images=_pixels(images, random, vision),
-        videos=_pixels(videos, random, vision),
-        position_ids_3T=mrope_positions(np.array(ids), images, vision, video_grids=videos),
-    )
-
-
-def _pixels(grids: Any, random: Any, vision: Any) -> Any:
-    import numpy as np
-
-    from megatron_trainer.data.values import Pixels
-
-    if not grids:
-        return None
-    number = sum(t * h * w for t, h, w in grids)
-    values = random.standard_normal((number, vision.patch_values)).astype(np.float32)
-    return Pixels(values_PD=values, grid_N3=np.array(grids, dtype=np.int64))
-
-
-def write_adapter(directory: Path, settings: dict[str, Any], adapter: Path) -> frozenset[str]:
-    """Writes the random adapters with which `compare` trains; the names of the adapted modules. Runs on every rank."""
-    from megatron_trainer.convert.adapter import save_adapter
-    from megatron_trainer.lora import agree
-    from megatron_trainer.lora.adapter import MODULE
-    from megatron_trainer.lora.names import named_modules
-
-    models, spec, args = _built(directory, {"train_type": "lora", **settings})
-    save_adapter(models, spec, args, adapter)
-    return agree.union(name for name, module in named_modules(models) if hasattr(module, MODULE))
 
 
 def make_reference(directory: Path, vision: Any, adapter: Path | None = None) -> Path:
@@ -212,43 +139,6 @@ def _padded(one: Any, ids: Any) -> dict[str, Any]:
     return {"pixel_values": values, "image_position_ids": places, **kinds}
 
 
-def _built(directory: Path, settings: dict[str, Any], virtual_stages: int | None = None) -> Any:
-    """(models, spec, args) with the parts frozen that are to be, and random adapters under LoRA."""
-    import torch
-
-    from megatron_trainer import backend as backends
-    from megatron_trainer import parallel
-    from megatron_trainer.convert.load import load_weights
-    from megatron_trainer.lora.freeze import freeze
-    from megatron_trainer.lora.inject import add_adapters
-    from megatron_trainer.lora.inject import settings as adapter_settings
-    from megatron_trainer.lora.layer import generator_of
-    from megatron_trainer.lora.names import is_adapter, named_parameters
-    from megatron_trainer.models.build import build_model
-    from megatron_trainer.models.spec import read_model
-    from megatron_trainjob.args.tree import TrainArgs
-
-    free = {"freeze_vit": False, "freeze_aligner": False}
-    args = TrainArgs(model=str(directory), **{**_SETTINGS, **free, **settings})
-    parallel.initialize(args, virtual_stages=virtual_stages)
-    spec = read_model(directory, args)
-    models = build_model(spec, args, backends.select())
-    load_weights(models, spec)
-    if args.train_type == "full":
-        freeze(models, args)
-        return models, spec, args
-    add_adapters(models, args)
-    with torch.no_grad():
-        for name, parameter in named_parameters(models):
-            if is_adapter(name) and name.endswith(".B") and (name.startswith("visual.") or ".experts." in name):
-                drawn = torch.randn(parameter.shape, generator=generator_of(name, adapter_settings(args)))
-                parameter.copy_(0.1 * drawn)
-            elif parameter.requires_grad and not is_adapter(name):  # as after training
-                drawn = torch.randn(parameter.shape, generator=generator_of(name, adapter_settings(args)))
-                parameter.add_(0.02 * drawn)
-    return models, spec, args
-
-
 def compare(
     directory: Path, settings: dict[str, Any], *, virtual_stages: int | None = None, reference: Path | None = None
 ) -> Found:
@@ -258,7 +148,7 @@ def compare(
 
     from megatron_trainer.lora.names import named_parameters
 
-    models, spec, args = _built(directory, settings, virtual_stages)
+    models, spec, args = built(directory, settings, virtual_stages)
     stored, exported = parity.in_table_names(directory), parity.gathered(models, spec)
     changed = [n for n in stored.keys() | exported.keys() if not parity._same(stored.get(n), exported.get(n))]
     if args.train_type == "lora_llm":
@@ -375,74 +265,3 @@ def _logit_difference(logits: Any, whole: Any, reference: Any, spec: Any) -> flo
         mine = parallel.context_positions(bounds, rank=parallel_state.get_context_parallel_rank(), size=size)
         theirs_BTV = theirs_BTV[:, mine]
     return float((ours_BTV - theirs_BTV)[is_real_BT].abs().max())
-
-
-def runs_of_a_layer(directory: Path, settings: dict[str, Any]) -> tuple[int, bool]:
-    """How often the first layer of the tower runs in one step, and whether it is recomputed as a reentrant graph."""
-    import torch
-
-    from megatron_trainer.models.tower import features, layers_and_first
-
-    models, spec, args = _built(directory, settings)
-    tower, vision = models[0].visual, spec.model.vision
-    layers, _ = layers_and_first(tower)
-    runs = []
-    layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))  # recomputation ends inside this part
-    grid = (1, 4, 4) if vision.tile else (1, 4, 6)
-    pixels = torch.randn(grid[1] * grid[2], vision.patch_values)
-    tower.train()
-    features(tower, vision, pixels, torch.tensor([grid]))[0].sum().backward()
-    keywords = layers[0]._gradient_checkpointing_func.keywords if args.vit_gradient_checkpointing else {}
-    return len(runs), bool(keywords.get("use_reentrant"))
-
-
-def features_in_half(directory: Path) -> float:
-    """The largest difference of the tower's features in bfloat16 from transformers', wrapped as in training."""
-    import torch
-    from megatron.core.transformer.module import Float16Module
-
-    from megatron_trainer.models.tower import features
-
-    models, spec, _ = _built(directory, {"torch_dtype": "bfloat16"})
-    wrapped = Float16Module(models[0].config, models[0])
-    kind = transformers_config(directory).model_type
-    theirs = auto_class(kind).from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="sdpa")
-    one = sample(2, spec.model.vision)
-    pixels, grid = torch.from_numpy(one.images.values_PD), torch.from_numpy(one.images.grid_N3)
-    with torch.no_grad():
-        vision, whole = spec.model.vision, getattr(theirs, "model", theirs)
-        own = getattr(whole, "visual", whole)
-        ours, expected = (features(each.eval(), vision, pixels, grid)[0] for each in (wrapped.module.visual, own))
-    return float((ours.float() - expected.float()).abs().max())
-
-
-def refusal_of_lost_images(directory: Path) -> str:
-    """The message about image tokens without features."""
-    import torch
-
-    models, spec, _ = _built(directory, {})
-    tokens = torch.tensor([[5, IMAGE, 6]])
-    try:
-        models[0](tokens, torch.arange(3)[None], None)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def warnings_of_adapters(directory: Path, settings: dict[str, Any]) -> list[str]:
-    """What is warned of while adapters are added."""
-    import logging
-
-    said: list[str] = []
-
-    class Kept(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    handler = Kept(level=logging.WARNING)
-    logging.getLogger("megatron_trainer").addHandler(handler)
-    try:
-        _built(directory, settings)
-    finally:
-        logging.getLogger("megatron_trainer").removeHandler(handler)
-    return said

@@ -1,4 +1,4 @@
-"""Multi-token prediction of a model with images beside the formulas in plain torch, on packed samples of image_parity.
+"""Multi-token prediction of a model with images beside the formulas in plain torch, on packed samples.
 
 The further layer is transformers' own decoder layer behind the last one; what it sees of later tokens are their
 embeddings, or the features of images in their place.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.models import prediction_model, tiny_model
-from tests.support.ranks import image_parity, parity, prediction_ranks
+from tests.support.ranks import image_parity, image_samples, parity, prediction_ranks
 
 SAMPLES = (2, 1, 4)
 
@@ -28,7 +28,7 @@ def truth(directory: Path, vision: Any) -> Path:
     extra = {f"{name}.weight": stored[f"{name}.weight"].requires_grad_() for name in prediction_model.BESIDE.values()}
     sums, counts = torch.zeros(2), torch.zeros(2)
     for number in SAMPLES:
-        one = image_parity.sample(number, vision)
+        one = image_samples.sample(number, vision)
         labels = torch.from_numpy(one.labels.astype("int64"))
         for distance, logits in enumerate(_logits(model, extra, one, vision)):
             wanted = labels[1 + distance :]
@@ -123,6 +123,6 @@ def compare(directory: Path, reference: Path, settings: dict[str, Any]) -> Any:
         fp8=False,
     )
     shape = RowShape(pad_id=0, padding_free=True, sample_multiple=1, row_multiple=width)
-    batch = collate([image_parity.sample(number, spec.model.vision) for number in SAMPLES], shape)
+    batch = collate([image_samples.sample(number, spec.model.vision) for number in SAMPLES], shape)
     stored = parity.in_table_names(directory)
     return prediction_ranks.differences(TASKS["sft"](args, spec), engine, spec, [batch], stored=stored, **expected)
