@@ -8,8 +8,7 @@ import yaml
 
 from megatron_operator import manifest
 from megatron_operator.cli.main import main
-from megatron_operator.core.job import Job
-from megatron_operator.translate.shell import statements
+from tests.support.operator.from_args import LENGTH, RUN, saved, spec_of, written
 
 SCRIPT = r"""#!/bin/bash
 # 2 * 60GiB; a comment with a 'quote
@@ -34,46 +33,8 @@ echo done
 """
 
 
-def written(capsys, *words, code=0) -> str:
-    """Standard output of the command, or what it says of a source that it cannot translate."""
-    assert main(["from-args", *words]) == code
-    captured = capsys.readouterr()
-    return captured.out if code == 0 else captured.err
-
-
-def spec_of(text: str) -> dict:
-    """The spec of the one valid manifest."""
-    found = yaml.safe_load(text)
-    assert isinstance(manifest.parse(found), Job), manifest.parse(found)
-    return found["spec"]
-
-
-ODD = r"""#!/usr/bin/env bash
-cat > train2.sh <<'EOF'
-megatron sft --model of-the-text --dataset of-the-text
-EOF
-ARGS=(--dataset /data/a.jsonl --max_epochs 1)
-ARGS+=(--lr 1e-4)
-srun --nodes=2 --ntasks-per-node=1 bash -c "NPROC_PER_NODE=8 NNODES=2 \
-    megatron sft --model /models/qwen --dataset /data/a.jsonl --max_epochs 1"
-numactl --cpunodebind=0 torchrun --nproc-per-node=4 $(which megatron) sft --model /models/qwen "${ARGS[@]}" "$@"
-docker run --rm -e NPROC_PER_NODE=8 image megatron pt --model /models/qwen --dataset /data/b.jsonl --max_epochs 1 \
-"""
-
-
-@pytest.fixture
-def script(tmp_path):
-    """Writes a file and returns its path as a word."""
-
-    def write(text: str, name: str = "train.sh") -> str:
-        (tmp_path / name).write_text(text)
-        return str(tmp_path / name)
-
-    return write
-
-
-def test_a_script_becomes_a_job_with_volumes_to_fill_in(capsys, script):
-    text = written(capsys, script(SCRIPT))
+def test_a_script_becomes_a_job_with_volumes_to_fill_in(capsys, tmp_path):
+    text = written(capsys, saved(tmp_path, SCRIPT))
     spec = spec_of(text)
     assert spec["args"] == {
         "model": "zai-org/GLM-4.5-Air",
@@ -92,17 +53,13 @@ def test_a_script_becomes_a_job_with_volumes_to_fill_in(capsys, script):
     assert "# was ZhipuAI/GLM-4.5-Air on ModelScope" in text
 
 
-def test_no_secret_is_written_into_a_manifest(capsys, script):
-    text = written(capsys, script(SCRIPT.replace("--max_epochs 1", "--max_epochs 1 --hub_token hf_private")))
+def test_no_secret_is_written_into_a_manifest(capsys, tmp_path):
+    text = written(capsys, saved(tmp_path, SCRIPT.replace("--max_epochs 1", "--max_epochs 1 --hub_token hf_private")))
     assert "very-secret" not in text
     assert "hf_private" not in text
     assert {"name": "fill-in-secret", "key": "WANDB_API_KEY"} in [
         entry.get("valueFrom", {}).get("secretKeyRef") for entry in spec_of(text)["env"]
     ]
-
-
-RUN = "--model /m --dataset /d/x.jsonl"
-LENGTH = "--train_iters 3 --global_batch_size 96"
 
 
 @pytest.mark.parametrize(
@@ -176,20 +133,9 @@ def test_settings_of_the_environment_become_arguments(capsys):
 @pytest.mark.parametrize(
     "given", ["CUDA_VISIBLE_DEVICES=$(seq -s, 0 7)", "NPROC_PER_NODE=gpu", "NNODES=$(wc -l < hosts)", "NNODES=$SIZE"]
 )
-def test_sizes_that_only_the_machine_knows_are_named(capsys, script, given):
-    text = written(capsys, script(f"export {given}\nmegatron sft {RUN} {LENGTH}\n"))
+def test_sizes_that_only_the_machine_knows_are_named(capsys, tmp_path, given):
+    text = written(capsys, saved(tmp_path, f"export {given}\nmegatron sft {RUN} {LENGTH}\n"))
     assert f"# Nodes and GPUs cannot be counted from {given}: set numNodes and resourcesPerNode." in text
-
-
-@pytest.mark.parametrize(
-    "end", ["\\\n# slower\n", "\\ \n", "# \\\n"], ids=["comment between", "blank", "commented out"]
-)
-def test_options_behind_the_end_of_a_command_are_named(capsys, script, end):
-    path = script(f"megatron sft {RUN} {LENGTH} {end}  --lr 3e-6 --seed 5\n")
-    assert main(["from-args", path]) == 0
-    shown = capsys.readouterr()
-    assert "lr" not in spec_of(shown.out)["args"]
-    assert "not translated: --lr 3e-6 --seed 5; the shell takes it for a program" in shown.err + shown.out
 
 
 def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
@@ -216,8 +162,8 @@ def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(cap
     assert {"spec.args.use_vllm", "spec.args.lrr"} <= {violation.path for violation in found}
 
 
-def test_a_yaml_configuration_is_read(capsys, script):
-    config = script("model: /m\ndataset: [/d/x.jsonl]\nmax_epochs: 1\nlr: 1e-5\n", "config.yaml")
+def test_a_yaml_configuration_is_read(capsys, tmp_path):
+    config = saved(tmp_path, "model: /m\ndataset: [/d/x.jsonl]\nmax_epochs: 1\nlr: 1e-5\n", "config.yaml")
     assert spec_of(written(capsys, config, "--task", "pt"))["task"] == "pt"
     spec = spec_of(written(capsys, f"NPROC_PER_NODE=2 megatron sft --config {config} --lr 1e-4"))
     assert (spec["args"]["lr"], spec["args"]["max_epochs"]) == (1e-4, 1)
@@ -235,184 +181,9 @@ def test_an_export_becomes_the_command_that_converts(capsys):
     assert words[words.index("--output_dir") + 1] == "my model"
 
 
-BATCH = "--max_epochs 1 --global_batch_size 32"
-
-
-def pytorch_job(**container) -> dict:
-    pod = {
-        "nodeSelector": {"gpu": "h100"},
-        "containers": [
-            {
-                "name": "pytorch",
-                "image": "swift:3.8",
-                "resources": {"limits": {"nvidia.com/gpu": 8}},
-                "volumeMounts": [{"name": "shared", "mountPath": "/mnt/shared"}],
-                **container,
-            }
-        ],
-        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}],
-    }
-    roles = {"Master": {"replicas": 1, "template": {"spec": pod}}, "Worker": {"replicas": 3, "template": {"spec": pod}}}
-    return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": {"name": "tune", "namespace": "team"},
-        "spec": {"pytorchReplicaSpecs": roles},
-    }
-
-
-@pytest.mark.parametrize(
-    "container",
-    [
-        {
-            "command": [
-                "bash",
-                "-c",
-                f"cd /x && megatron sft --model /mnt/shared/m --dataset /mnt/shared/d.jsonl {BATCH}",
-            ]
-        },
-        {
-            "command": ["torchrun", "swift/cli/_megatron/sft.py"],
-            "args": [
-                "--model",
-                "/mnt/shared/m",
-                "--dataset",
-                "/mnt/shared/d.jsonl",
-                *BATCH.split(),
-            ],
-        },
-    ],
-    ids=["through a shell", "words"],
-)
-def test_a_pytorchjob_keeps_its_pods(capsys, script, container):
-    job = pytorch_job(**container, env=[{"name": "NCCL_DEBUG", "value": "INFO"}])
-    spec = spec_of(written(capsys, script(yaml.safe_dump(job), "job.yaml")))
-    assert spec["args"] == {
-        "model": "/mnt/shared/m",
-        "dataset": ["/mnt/shared/d.jsonl"],
-        "max_epochs": 1,
-        "global_batch_size": 32,
-    }
-    assert (spec["numNodes"], spec["resourcesPerNode"]) == (4, {"limits": {"nvidia.com/gpu": 8}})
-    assert spec["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}]
-    assert spec["podTemplate"] == {"spec": {"nodeSelector": {"gpu": "h100"}}}
-
-
-def test_a_trainjob_says_what_its_runtime_hides(capsys, script):
-    job = {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "TrainJob",
-        "metadata": {"name": "tune"},
-        "spec": {
-            "runtimeRef": {"name": "torch-distributed"},
-            "trainer": {
-                "numNodes": 2,
-                "numProcPerNode": 4,
-                "command": ["megatron", "sft"],
-                "args": ["--model", "/m/x", "--dataset", "/d/x.jsonl", "--train_iters", "5"],
-                "resourcesPerNode": {"limits": {"nvidia.com/gpu": "4"}},
-            },
-        },
-    }
-    text = written(capsys, script(yaml.safe_dump(job), "job.yaml"))
-    assert spec_of(text)["numNodes"] == 2
-    assert "what the training runtime torch-distributed adds (image, volumes) is not in this manifest" in text
-
-
 @pytest.mark.parametrize("source", ["python train.py --lr 1", "swift sft --model m", "/no/such/file.sh"])
 def test_what_starts_no_training_is_refused(capsys, source):
     assert "source: " in written(capsys, source, code=2)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a b\\\n c", [("a", "b", "c")]),
-        ("a 'x y' \"z $N\"; N=1 b $N", [("a", "x y", "z $N"), ("b", "$N")]),
-        ("N=1; b $N ${M:-2} ${N}x", [("b", "1", "2", "1x")]),
-        ("a d#5 # comment\nb", [("a", "d#5"), ("b",)]),
-        ('W="x y"; a $W "$W"', [("a", "x", "y", "x y")]),
-        ("L=(p 'q r'); a ${L[@]} \"${L[@]}\"", [("a", "p", "q", "r", "p", "q r")]),
-        ("a $(hostname) `id`", [("a", "$(hostname)", "`id`")]),
-        ("a >x 2>&1 && b", [("a",), ("b",)]),
-        ("a '' b", [("a", "", "b")]),
-        ('a "{\\"k\\": 1}"', [("a", '{"k": 1}')]),
-    ],
-)
-def test_a_script_is_read_as_a_shell_reads_it(text, words):
-    assert [command.words for command in statements.read(text).commands] == words
-
-
-def test_commands_behind_other_programs_are_found_and_text_is_no_command(capsys, script):
-    """A here-document is text; arrays grow; `bash -c`, torchrun and a container's command are read."""
-    text = written(capsys, script(ODD))
-    jobs = list(yaml.safe_load_all(text))
-    found = [(job["spec"]["task"], job["spec"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) for job in jobs]
-    assert found == [("sft", "8"), ("sft", "4"), ("pt", "8")]
-    assert jobs[0]["spec"]["numNodes"] == 2
-    assert jobs[1]["spec"]["args"]["lr"] == 1e-4
-    assert jobs[1]["spec"]["args"]["dataset"] == ["/data/a.jsonl"]
-    assert all(isinstance(manifest.parse(job), Job) for job in jobs)
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        'CMD="megatron sft @"; echo $CMD; $CMD',
-        'CMD="megatron sft @"\necho "+ $CMD"\neval "$CMD"',
-        "if true; then NPROC_PER_NODE=8 megatron sft @; fi || echo megatron sft @",
-        "printf '%s ' megatron sft @; /bin/echo megatron sft @; ./with_environment.sh megatron sft @",
-        "bash -euo pipefail -c 'megatron sft @'; echo bash -c 'megatron sft @'",
-        "$LAUNCHER megatron sft @; grep swift export log.txt; mkdir -p swift export; sudo mkdir -p swift export",
-        "srun mkdir -p swift export; srun timeout -k 5 60 megatron sft @; git clone megatron sft",
-        "kubectl exec master -- megatron sft @; kubectl exec master -- echo megatron sft @",
-        "accelerate launch --num_machines 1 swift/cli/_megatron/sft.py @; conda run -n a echo megatron sft",
-    ],
-)
-def test_a_command_that_is_only_mentioned_is_not_read_as_one(capsys, script, lines):
-    """The other ones run it, whatever stands before it."""
-    text = written(capsys, script(lines.replace("@", f"{RUN} {BATCH}")))
-    assert spec_of(text)["task"] == "sft"
-
-
-@pytest.mark.parametrize("words", ["grep swift export log.txt", "mkdir -p swift export", "echo megatron sft --model m"])
-def test_what_only_mentions_a_command_starts_no_training(capsys, words):
-    assert "no known training command" in written(capsys, words, code=2)
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        'docker run -e NPROC_PER_NODE=8 image bash -c "megatron sft @"',
-        'docker run -eNPROC_PER_NODE=8 -e OTHER=1 image bash -c "cd /x && megatron sft @"',
-        "srun --export=ALL,NPROC_PER_NODE=8,OTHER=1 megatron sft @",
-        "docker run --env=NPROC_PER_NODE=8 image megatron sft @",
-        "export MODEL=/m NPROC_PER_NODE=8; srun bash -c 'megatron sft @'",
-        "export NPROC_PER_NODE=8\nbash <<'EOF'\nmegatron sft @\nEOF\necho done",
-        "export NPROC_PER_NODE=8\nsrun --nodes=1 bash -s -- a << EOF | tee log.txt\nMODEL=/m\nmegatron sft @\nEOF",
-        "sudo -E env NPROC_PER_NODE=8 bash -l -c 'megatron sft @'",
-    ],
-)
-def test_what_an_outer_command_sets_holds_for_the_command_within(capsys, script, lines):
-    model = "$MODEL" if "MODEL=" in lines else "/m"
-    spec = spec_of(written(capsys, script(lines.replace("@", f"--model {model} --dataset /d/x.jsonl {BATCH}"))))
-    assert (spec["args"]["model"], spec["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) == ("/m", "8")
-
-
-def test_the_arguments_of_a_script_or_function_are_named_and_not_swallowed(capsys, script):
-    text = written(capsys, script(ODD))
-    assert "# Left out: $@: the arguments of the script" in text
-    assert "'$@'" not in text
-
-
-def test_a_training_behind_an_unknown_program_is_reported(capsys, script):
-    lines = (f"megatron sft {RUN}", f"launch-it --gpus 8 megatron pt {RUN}", f"echo megatron sft {RUN}")
-    assert main(["from-args", str(script("\n".join(lines)))]) == 0
-    captured = capsys.readouterr()
-    assert captured.out.count("kind: MegatronTrainJob") == 1
-    (told,) = [line for line in captured.err.splitlines() if "not translated" in line]
-    assert "not translated: launch-it --gpus 8 megatron pt" in told
-    assert "pass the training command by itself" in told
 
 
 UNTRAINED = {"model_type": "bert", "hidden_size": 64}

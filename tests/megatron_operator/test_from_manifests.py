@@ -48,9 +48,16 @@ def translate(tmp_path, capsys):
 
 
 TRAINS = pod(*in_shell(f"megatron sft {RUN}"))
+WORDS = pod("torchrun", "swift/cli/_megatron/sft.py", args=RUN.split())
 PAIR = {"parallelism": 2, "template": {"spec": TRAINS}}
 OBJECTS = {
     "Job": job_object("Job", {"template": {"spec": TRAINS}, "completions": 4, "parallelism": 4, "backoffLimit": 0}),
+    "PyTorchJob": job_object(
+        "PyTorchJob", {"pytorchReplicaSpecs": {"Master": replicas(TRAINS, 1), "Worker": replicas(TRAINS, 3)}}
+    ),
+    "PyTorchJob, arguments apart": job_object(
+        "PyTorchJob", {"pytorchReplicaSpecs": {"Master": replicas(WORDS, 1), "Worker": replicas(WORDS, 3)}}
+    ),
     "JobSet": job_object("JobSet", {"replicatedJobs": [{"replicas": 2, "template": {"spec": PAIR}}]}),
     "MPIJob": job_object(
         "MPIJob",
@@ -131,3 +138,11 @@ def test_what_has_no_place_is_reported_in_the_manifest(translate):
     ):
         assert part in text
     assert "not translated: Job beside the first one" in err
+
+
+def test_a_trainjob_says_what_its_runtime_hides(translate):
+    trainer = {"numNodes": 2, "numProcPerNode": 4, "command": ["megatron", "sft"], "args": RUN.split()}
+    trainer["resourcesPerNode"] = {"limits": {"nvidia.com/gpu": "4"}}
+    spec, text, _ = translate(job_object("TrainJob", {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer}))
+    assert spec["numNodes"] == 2
+    assert "what the training runtime torch-distributed adds (image, volumes) is not in this manifest" in text
