@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import read_model
@@ -92,6 +93,18 @@ def test_rope_scaling_as_an_object_is_taken_as_it_is(tmp_path: Path):
     given = {"type": "linear", "factor": 2.0}
     spec = read_model(write_config(tmp_path), TrainArgs(rope_scaling=given))
     assert spec.hf_config.rope_parameters["rope_type"] == "linear"
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen3_moe"])
+def test_what_is_exported_with_scaling_is_a_model_of_transformers(tmp_path: Path, name: str, kind: str):
+    """Mixtral's configuration has no size of heads of its own, by which transformers computes some types."""
+    given = {"rope_type": kind, "factor": 2.0}
+    spec = read_model(write_config(tmp_path, name), TrainArgs(rope_scaling=given, max_length=16))
+    (tmp_path / "config.json").write_text(json.dumps(spec.stored_config, default=str))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert model.config.rope_parameters["rope_type"] == kind
 
 
 def test_an_unknown_family_names_the_known_ones_and_where_to_add_one(tmp_path: Path):

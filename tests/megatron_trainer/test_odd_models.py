@@ -16,8 +16,9 @@ ONLY_READ_WHEN_LOADED = ("another than model.embed_tokens.weight",)
 
 ONLY_OURS = {
     ("phi3", "issues during automatic conversion of the weights"),  # fused layers in blocks of 8 bits
+    ("mixtral", "unsupported operand type(s) for *: 'NoneType' and 'float'"),  # scaled rotation without head_dim
 }
-"""Families and errors of transformers with what we compute: its own FP8."""
+"""Families and errors of transformers with what we compute: its own FP8, and a size that its configuration omits."""
 
 LONGROPE = {"type": "longrope", "short_factor": [1.5] * 4, "long_factor": [4.0] * 4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_trainjob.args.model import prediction
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from megatron_trainjob.families.config import Config
+from megatron_trainjob.families.config import Config, Optional
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.expression import moe_layers
 from megatron_trainjob.families.family import Family
@@ -48,6 +48,9 @@ _VALUES = (
 _ROTARY = ("rope_theta", "partial_rotary_factor")
 _DERIVED = ("n_shared_experts",)
 """Keys from which an argument is read but to which it cannot be written: the value depends on another key too."""
+
+_BY_HEAD_SIZE = ("dynamic", "yarn", "longrope")
+"""Types of rotary scaling that transformers computes from head_dim as it stands."""
 
 
 def apply(raw: Mapping[str, Any], family: Family, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
@@ -176,6 +179,14 @@ def _rotary(config: Config, family: Family, args: TrainArgs) -> tuple[dict[str, 
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     rest = {key: value for key, value in scaling.items() if key not in (*_ROTARY, "type", "rope_type")}
     return {**outside, "rope_scaling": {"rope_type": kind, **rest}}, []
+
+
+def with_head_size(changed: Mapping[str, Any], config: Config, model: Model) -> Mapping[str, Any]:
+    """config.json with the size of heads where scaling needs it: transformers has null for Mixtral's, and loads neither
+    the model nor its export.
+    """
+    is_null = config.keys.get("head_dim") == Optional() and config["head_dim"] is None
+    return {**changed, "head_dim": model.qk_head_size} if is_null and model.rotary.kind in _BY_HEAD_SIZE else changed
 
 
 def _by_kind(name: str, value: object) -> Violation:

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_trainjob import families, quantization
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.model import prediction, tower
-from megatron_trainjob.args.model.apply import apply, contradictions
+from megatron_trainjob.args.model.apply import apply, contradictions, with_head_size
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, untrained
 from megatron_trainjob.families.config import MOST, Config
@@ -96,7 +96,7 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     found += problems
     found += [*family.refuse(config), *_of_model(model, config, family), *contradictions(model, args)]
     found += [*_of_arguments(model, args), *_of_head(family, args)]
-    return Checked(config=changed, model=model, violations=tuple(found))
+    return Checked(config=with_head_size(changed, config, model), model=model, violations=tuple(found))
 
 
 def _unknown(raw: Mapping[str, Any]) -> Violation:
