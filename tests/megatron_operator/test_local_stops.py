@@ -15,7 +15,10 @@ from tests.support.processes import is_alive, wait_for
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    return LocalRun.within(tmp_path, monkeypatch, capsys)
+    """A hang-up ends what is started here, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield LocalRun.within(tmp_path, monkeypatch, capsys)
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
