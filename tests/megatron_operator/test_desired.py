@@ -65,22 +65,6 @@ def test_the_service_has_the_address_of_the_master_of_this_attempt_alone():
     assert not selected <= pod(job(), 3, 0)["metadata"]["labels"].items()
 
 
-@pytest.mark.parametrize("command", [[], ["torchrun"]])
-def test_the_pods_that_the_service_selects_have_the_name_under_which_it_publishes_them(command):
-    value = job({"command": command} if command else {})
-    selected = service.selector(value, 4).items()
-    for each in pods(value, 4):
-        address = (each["spec"].get("hostname"), each["spec"].get("subdomain"))
-        is_published = selected <= each["metadata"]["labels"].items()
-        assert address == ((each["metadata"]["name"], "tune") if is_published else (None, None))
-
-
-def test_pods_have_no_labels_but_their_place():
-    """The API server keeps each label twice for each of a gang's pods; service and config map have the common ones."""
-    assert {key.split("/")[0] for key in pod(job(), 0, 0)["metadata"]["labels"]} == {names.GROUP}
-    assert "app.kubernetes.io/instance" in config_map(job(), 0)["metadata"]["labels"]
-
-
 def test_the_trainer_learns_who_it_is_and_how_to_resume():
     spec = {"checkpoint": {"pvc": {"claimName": "c"}, "resume": "Required", "onTermination": {"save": False}}}
     built = variables(pod(job(spec), 2, 0))
@@ -91,10 +75,7 @@ def test_the_trainer_learns_who_it_is_and_how_to_resume():
         "MTJ_RESUME": "Required",
         "MTJ_SAVE_ON_TERM": "0",
     }
-    first = variables(pod(job(), 0, 0))
-    assert "MTJ_SAVE_ON_TERM" not in first, "the trainer saves unless told otherwise"
-    assert "MTJ_RESTART_ATTEMPT" not in first, "a trainer that is not told an attempt is of the first"
-    assert variables(pod(job({"command": ["torchrun"]}), 0, 0))["MTJ_RESTART_ATTEMPT"] == "0"
+    assert "MTJ_SAVE_ON_TERM" not in variables(pod(job(), 0, 0)), "the trainer saves unless told otherwise"
 
 
 def test_only_a_job_that_says_so_adopts_the_folder_of_another():
@@ -123,6 +104,11 @@ def test_save_defaults_to_the_jobs_folder_on_the_checkpoint_volume():
 def test_arguments_that_are_newer_than_the_operator_pass_as_they_are():
     data = config_map(job({"extraArgs": {"brand_new": "7"}}), 0)["data"]["args.yaml"]
     assert yaml.safe_load(data)["brand_new"] == "7"
+
+
+def test_other_arguments_have_another_hash():
+    assert job().args_hash == job().args_hash
+    assert job().args_hash != job({"args": {**ARGS, "seed": 7}}).args_hash
 
 
 def test_initializers_fetch_on_the_master_and_are_waited_for_on_the_workers():

@@ -36,6 +36,7 @@ LABEL_REPLICA_INDEX: Final = f"{GROUP}/replica-index"
 LABEL_RESTART_ATTEMPT: Final = f"{GROUP}/restart-attempt"
 ANNOTATION_NUM_NODES: Final = f"{GROUP}/num-nodes"
 ANNOTATION_KEPT_FROM: Final = f"{GROUP}/kept-from-nodes"
+ANNOTATION_ARGS_HASH: Final = f"{GROUP}/args-hash"
 ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 ANNOTATION_MULTUS: Final = "k8s.v1.cni.cncf.io/networks"
 

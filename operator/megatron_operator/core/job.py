@@ -6,6 +6,8 @@ dicts and are never modified.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +84,11 @@ class Job(Spec):
         because a restarted gang finds its checkpoint only under a path that stays the same.
         """
         return {"save": self.checkpoint.directory, "add_version": False, **self.given_args}
+
+    @cached_property
+    def args_hash(self) -> str:
+        """A short digest of them, to identify from a pod which ones it runs with."""
+        return hashlib.sha256(json.dumps(self.trainer_args, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def save_directory(self) -> str:

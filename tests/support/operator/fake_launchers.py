@@ -163,7 +163,7 @@ class _Launcher:
         if self.uid in self.launchers.noted:
             self._wait_as_failed(self.launchers.noted[self.uid])
         else:
-            self._start(int(self.variables.get("MTJ_RESTART_ATTEMPT", "0")))
+            self._start(int(self.variables["MTJ_RESTART_ATTEMPT"]))
 
     def exit_code(self, code: int) -> int:
         """The container's, where its launcher ends with this code of its ranks; another where it is killed."""

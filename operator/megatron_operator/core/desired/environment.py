@@ -85,7 +85,7 @@ def _identity(job: Job, attempt: int) -> dict[str, str]:
     return {
         variables.JOB_NAME: job.name,
         variables.JOB_UID: job.uid,
-        **({variables.RESTART_ATTEMPT: str(attempt)} if attempt or job.command else {}),
+        variables.RESTART_ATTEMPT: str(attempt),
         variables.RESUME: job.checkpoint.resume,
         **({} if job.checkpoint.save_on_termination else {variables.SAVE_ON_TERMINATION: "0"}),
         **({variables.ADOPT: "1"} if job.checkpoint.adopts else {}),

@@ -10,26 +10,17 @@ from megatron_operator.core.job import Job
 
 
 def metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a child, not a pod, that is deleted with the job. A job without a uid owns nothing yet."""
-    return _owned(job, name, {**common(job), **labels})
-
-
-def pod_metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a pod, without the common labels: the API server keeps each twice, and a gang has many pods."""
-    return _owned(job, name, labels)
-
-
-def _owned(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Metadata of a child that is deleted with the job. A job without a uid owns nothing yet."""
     return {
         "name": name,
         "namespace": job.namespace,
-        "labels": labels,
+        "labels": {**common(job), **labels},
         **({"ownerReferences": [owner(job)]} if job.uid else {}),
     }
 
 
 def common(job: Job) -> dict[str, str]:
-    """Labels by which people and tools select what belongs to a job; pods have the last of them."""
+    """Labels by which people and tools select everything that belongs to a job."""
     return {
         "app.kubernetes.io/name": "megatron-train",
         "app.kubernetes.io/instance": job.name,
@@ -93,6 +84,7 @@ def pod_annotations(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
     """Annotations of one pod."""
     annotations = {
         **_copied(job.annotations, job.copy_to_pods.annotations),
+        names.ANNOTATION_ARGS_HASH: job.args_hash,
         names.ANNOTATION_DEFAULT_CONTAINER: names.CONTAINER,
     }
     if job.elastic:

@@ -29,7 +29,7 @@ def pods(job: Job, attempt: int) -> list[dict[str, Any]]:
 def pod(job: Job, attempt: int, node_rank: int) -> dict[str, Any]:
     """The pod with this node rank, the user's templates laid over it."""
     name = names.pod_name(job.name, attempt, node_rank)
-    metadata = labels.pod_metadata(job, name, labels.pod_labels(job, attempt, node_rank))
+    metadata = labels.metadata(job, name, labels.pod_labels(job, attempt, node_rank))
     annotations = labels.pod_annotations(job, attempt, node_rank)
     generated = {
         "apiVersion": "v1",
@@ -43,7 +43,8 @@ def pod(job: Job, attempt: int, node_rank: int) -> dict[str, Any]:
 
 def _spec(job: Job, attempt: int, node_rank: int, name: str) -> dict[str, Any]:
     spec: dict[str, Any] = {
-        **_address(job, node_rank, name),
+        "hostname": name,
+        "subdomain": names.service_name(job.name),
         "restartPolicy": "Never",
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
@@ -62,12 +63,6 @@ def _spec(job: Job, attempt: int, node_rank: int, name: str) -> dict[str, Any]:
     if job.network.host_network:
         spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     return spec
-
-
-def _address(job: Job, node_rank: int, name: str) -> dict[str, str]:
-    """The name under which the service publishes the pod, for those that it selects (desired/service.py)."""
-    is_published = node_rank == 0 or bool(job.command)
-    return {"hostname": name, "subdomain": names.service_name(job.name)} if is_published else {}
 
 
 def grace_period_s(job: Job) -> int:

@@ -27,7 +27,7 @@ def spare(job: Job, attempt: int, index: int) -> dict[str, Any]:
     trainer: Object = next(each for each in worker["spec"]["containers"] if each["name"] == names.CONTAINER)
     container = {name: trainer[name] for name in OF_CONTAINER if name in trainer}
     spec = {name: value for name, value in worker["spec"].items() if name not in NOT_OF_POD}
-    metadata = labels.pod_metadata(
+    metadata = labels.metadata(
         job, names.spare_name(job.name, attempt, index), labels.spare_labels(job, attempt, index)
     )
     return {
