@@ -23,7 +23,7 @@ def test_names_belong_to_models_that_are_trained_and_none_is_built_in():
     assert all(not set(OWN.get(name, ())) & set(OF_SOME.get(name, ())) for name in NAMES)
 
 
-@pytest.mark.parametrize(("template", "model_type"), [("qwen3", "qwen3_moe"), ("qwen2_5", "qwen2"), ("glm4", "glm4")])
+@pytest.mark.parametrize(("template", "model_type"), [("qwen3", "qwen3_moe"), ("llama4", "llama4"), ("glm4", "glm4")])
 def test_the_name_of_the_models_own_template_is_accepted(template: str, model_type: str):
     assert said(template, model_type) == said(template) == []
 
@@ -32,6 +32,7 @@ def test_a_name_that_only_some_models_of_the_type_have_is_accepted_with_a_warnin
     message = "stands for the model's own chat template, which is qwen3_nothinking only in some of type qwen3"
     assert said("qwen3_nothinking", "qwen3") == [("warning", f"{message}: `mtj data --show 3`")]
     assert said("qwen3_nothinking", "qwen3", use_chat_template=False) == []
+    assert [severity for severity, _ in said("llama3_2", "llama")] == ["warning"], "as are Vicuna and SmolLM2"
 
 
 def test_the_template_of_another_model_is_refused_with_what_to_do():

@@ -7,17 +7,14 @@ import random
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
-from megatron_trainer.data.row import Record
+from megatron_trainer.data.encoding.encode import Encoded
 from megatron_trainer.data.vision import canvas
 from megatron_trainer.data.vision.decode import decode
-from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob.args.tree import TrainArgs
 from tests.megatron_trainer.data.test_odd_images import LIKE_TRANSFORMERS
 from tests.support.data import vision
+from tests.support.data.rows_with_images import encoded, seeing
 
 KIND = "llama4"
 ROW = {"query": "<image>?", "response": "Yes.", "images": ["a.png"]}
@@ -32,20 +29,6 @@ def folder(tmp_path_factory):
     vision.save(root / "clip" / "0.png", 20, 30)
     (root / "data.jsonl").write_text("")
     return root
-
-
-def seeing(folder, **given):
-    """(encoder, images) of the model with these arguments."""
-    model = folder / "model"
-    tokenizer, config = AutoTokenizer.from_pretrained(model), json.loads((model / "config.json").read_text())
-    images = image_rows_of(TrainArgs(**given), model, config, tokenizer, folder / "cache")
-    return Encoder(tokenizer, EncodeSettings(vision=images.settings), images), images
-
-
-def encoded(folder, row, **given):
-    encoder, images = seeing(folder, **given)
-    [found] = encoder.encode([Record(0, str(folder / "data.jsonl"), 1, row)])
-    return found, images
 
 
 def check(folder, image, **changes):

@@ -394,7 +394,7 @@ CASES = [
     ),
     *(
         Case(rule="a_name_of_a_template_is_that_of_the_model", good=good, bad={"template": "deepseek_r1"}, config=DENSE)
-        for good in ({}, {"template": "llama3_2"}, {"template": "llama3"}, {"template": "own.jinja"})
+        for good in ({}, {"template": "llama3"}, {"template": "own.jinja"})
     ),
     Case(
         rule="pre_training_uses_plain_text",
