@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shapes import QWEN2_5_7B, QWEN3_30B_A3B, SHAPE
+from shapes import EXPERTS, QWEN2_5_7B, QWEN3_30B_A3B, SHAPE
 
 from tests.support.models import layouts
 
@@ -124,7 +124,8 @@ TWO_BYTE_MOMENTS = {
     "main_grads_dtype": "bf16",
 }
 ALL_RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-LONG = 131072
+LONG = {2: 32768, 4: 131072}
+"""Cards -> tokens of one sample that they share."""
 SMALL_MOMENTS = ("--two-byte-moments",)
 
 
@@ -146,6 +147,7 @@ def speeds(num_cards: int) -> list[Speed]:
             raw=("4", "2", "--overlap"),
             target="0.95 of one card",
         ),
+        *(_of_two_cards() if n == 2 else ()),
         _seven("full, bf16", n, {}, target="11,000 tokens/s a card"),
         _seven("full, FP8", n, FP8),
         Speed(
@@ -163,6 +165,26 @@ def speeds(num_cards: int) -> list[Speed]:
         *(_experts(ep) for ep in ((2,) if n == 2 else (4, 8)) if ep <= n),
         _long_rows(min(n, 4)),
     ]
+
+
+def _of_two_cards() -> tuple[Speed, ...]:
+    """Layouts that split a model which one card holds, beside that card."""
+    tensor = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    experts = Speed(
+        name="16 experts, one card", shape=EXPERTS, num_cards=1, arguments={**TWO_BYTE_MOMENTS, **batches(8, 1)}
+    )
+    two = {**experts.arguments, **OVERLAP, **batches(8, 1, 2), "expert_model_parallel_size": 2}
+    return (
+        Speed(name="SmolLM2-1.7B, tp2 sp", shape=SHAPE, num_cards=2, arguments={**tensor, **batches(4, 2)}),
+        Speed(
+            name="SmolLM2-1.7B, pp2",
+            shape=SHAPE,
+            num_cards=2,
+            arguments={"pipeline_model_parallel_size": 2, **batches(4, 16)},
+        ),
+        experts,
+        replace(experts, name="16 experts, ep2", num_cards=2, arguments=two, target="0.9 of one card"),
+    )
 
 
 def _seven(name: str, num_cards: int, given: Arguments, target: str = "") -> Speed:
@@ -196,18 +218,20 @@ def _experts(ep: int) -> Speed:
 
 
 def _long_rows(cards: int) -> Speed:
+    length = LONG[cards]
+    recomputed = cards > 2  # else it fits without
     return Speed(
-        name=f"SmolLM2-1.7B's shape, rows of 128k, cp{cards}",
-        shape={**SHAPE, "max_position_embeddings": LONG},
+        name=f"SmolLM2-1.7B's shape, rows of {length // 1024}k, cp{cards}",
+        shape={**SHAPE, "max_position_embeddings": length},
         num_cards=cards,
         arguments={
-            **ALL_RECOMPUTED,
+            **(ALL_RECOMPUTED if recomputed else {}),
             **OVERLAP,
             **batches(1, 2),
             "context_parallel_size": cards,
-            "max_length": LONG,
-            "packing_length": LONG,
+            "max_length": length,
+            "packing_length": length,
         },
-        raw=("1", "2", "--overlap", "--cp", str(cards), "--length", str(LONG), "--recompute"),
+        raw=(*("1", "2", "--overlap", "--cp", str(cards), "--length", str(length)), *(["--recompute"] * recomputed)),
         limit_s=240.0,
     )

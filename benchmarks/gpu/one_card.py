@@ -65,7 +65,8 @@ def cases() -> list[Speed]:
         case("experts-cublas", EXPERTS, small, batches(8, 1), environment={"NVTE_USE_CUTLASS_GROUPED_GEMM": "0"}),
         case("experts-16", EXPERTS, small, batches(16, 1)),
         case("experts-rows", EXPERTS, small, batches(4, 2), raw=("4", "2", "--two-byte-moments")),
-        case("experts-30b-slice", QWEN3_30B_A3B, small, batches(4, 2), depth="as fits"),
+        case("experts-30b-slice", QWEN3_30B_A3B, small, batches(8, 1), depth="as fits"),
+        case("experts-30b-slice-4", QWEN3_30B_A3B, small, batches(4, 2), depth="as fits"),
     ]
 
 

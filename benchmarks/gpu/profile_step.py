@@ -2,8 +2,8 @@
 
     python3 benchmarks/gpu/profile_step.py CASE.yaml DIR [--steps 2] [--top 25]
 
-CASE.yaml: arguments, such as make_inputs.py writes. Profiles whole steps after the warm-up, from one optimizer step to
-another, and prints milliseconds a step.
+CASE.yaml: arguments, such as make_inputs.py writes. Profiles whole steps after the warm-up and prints milliseconds
+a step.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def profiled(given: argparse.Namespace):
-    """The profile of a run whose steps end, for it, with the optimizer's; it starts as a rank does."""
+    """The profile of a run, which starts as a rank does. A step waits for the card at its end."""
     become(for_rank(read(), 0, 1))  # torch reads these variables when it is imported
     import torch
 
@@ -43,8 +43,7 @@ def profiled(given: argparse.Namespace):
 
     backends.select().install()
     from megatron_trainer.termination import Termination
-    from megatron_trainer.train import setup
-    from megatron_trainer.train.loop import fit
+    from megatron_trainer.train import loop, setup
 
     settings = {"save": str(given.folder), "train_iters": WARM_UP_STEPS + given.steps + 2, "save_interval": 1000}
     parsed = parse({**yaml.safe_load(given.case.read_text()), **settings}, task="sft")
@@ -55,16 +54,16 @@ def profiled(given: argparse.Namespace):
     activities = [torch.profiler.ProfilerActivity.CUDA]
     activities += [torch.profiler.ProfilerActivity.CPU] * given.host
     schedule = torch.profiler.schedule(wait=WARM_UP_STEPS - 1, warmup=1, active=given.steps, repeat=1)
-    step = run.engine.optimizer.step
+    step = loop.train_step
     with torch.profiler.profile(activities=activities, schedule=schedule) as profile:
 
-        def marked_step():
-            result = step()
+        def marked_step(*args, **named):
+            result = step(*args, **named)
             profile.step()
             return result
 
-        run.engine.optimizer.step = marked_step
-        fit(run, state)
+        loop.train_step = marked_step
+        loop.fit(run, state)
     return profile
 
 

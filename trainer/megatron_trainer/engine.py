@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,17 +19,33 @@ from megatron.core.transformer import TransformerConfig
 from megatron_trainer.lora import agree
 from megatron_trainer.lora.names import named_parameters
 
+if TYPE_CHECKING:  # needs Triton
+    from megatron_trainer.megatron.patches.one_pass_update import OnePassUpdate
+
 _LAYER = re.compile(r"decoder\.layers\.(?P<number>\d+)\.(?P<rest>.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """models: the unwrapped chunks of this rank (one per virtual stage); chunks: the same, wrapped for training."""
+    """models: the unwrapped chunks of this rank (one per virtual stage); chunks: the same, wrapped for training.
+
+    one_pass: takes the optimizer's steps where its kernel fits.
+    """
 
     config: TransformerConfig
     models: Sequence[GPTModel]
     chunks: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
+    one_pass: OnePassUpdate | None = None
+
+    def defers_scaling(self) -> contextlib.AbstractContextManager[None]:
+        """Around forward and backward passes whose gradients `update` is to scale."""
+        return contextlib.nullcontext() if self.one_pass is None else self.one_pass.defers_scaling()
+
+    def update(self) -> tuple[bool, Any, Any]:
+        """The optimizer's step: whether it was taken, the norm of the gradients, the zeros in them. Collective."""
+        result: tuple[bool, Any, Any] = (self.optimizer if self.one_pass is None else self.one_pass).step()
+        return result
 
     def trainable_names(self, index: int) -> frozenset[str]:
         """Names of the parameters that train in chunk `index`."""

@@ -33,6 +33,7 @@ class Change:
 _RANDOM = "megatron.core.tensor_parallel.random"
 _DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 _FLOAT16_OPTIMIZER = "megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params"
+_DATA_PARALLEL = "megatron.core.distributed.distributed_data_parallel:DistributedDataParallel"
 _EMBEDDINGS = "megatron.core.models.common.embeddings"
 _ATTENTION = "megatron.core.transformer.attention"
 _ROUTER = "megatron.core.transformer.moe.router:TopKRouter"
@@ -144,6 +145,21 @@ CHANGES: tuple[Change, ...] = (
             f"{_DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
             f"{_DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
             f"{_DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
+        },
+    ),
+    Change(
+        ours="megatron.patches.one_pass_update",
+        why="Gradients are scaled, clipped and used, and main parameters copied, in a pass over all parameters each.",
+        until="TransformerEngine's Adam takes a factor for gradients, writes the weights, and is as fast",
+        backends="GPU",
+        rests_on={
+            f"{_DISTRIBUTED_OPTIMIZER}._copy_main_params_to_model_params": "2dca79c16949",
+            f"{_DISTRIBUTED_OPTIMIZER}._copy_model_grads_to_main_grads": "27921989a6b6",
+            "megatron.core.optimizer.optimizer:MixedPrecisionOptimizer.step_with_ready_grads": "bb3f323cb1e1",
+            "megatron.core.optimizer.optimizer:ChainedOptimizer.step": "8d7e09efc5ce",
+            "megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32": "19d15a603c4a",
+            f"{_DATA_PARALLEL}.scale_gradients": "3a65893cce2b",
+            "megatron.core.distributed.finalize_model_grads:finalize_model_grads": "3f44cc8723b8",
         },
     ),
     Change(

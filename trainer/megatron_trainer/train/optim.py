@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.distributed import (
@@ -30,6 +32,9 @@ from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
+if TYPE_CHECKING:  # needs Triton
+    from megatron_trainer.megatron.patches.one_pass_update import OnePassUpdate
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 _WRAPPED = "module."
 FIRST_LOSS_SCALE = 2.0**16
@@ -51,7 +56,16 @@ def wrap(models: list[GPTModel], args: TrainArgs, *, peak: float) -> Engine:
     config.grad_scale_func = optimizer.scale_loss
     if args.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
-    return Engine(config=config, models=models, chunks=chunks, optimizer=optimizer)
+    one_pass = _one_pass(optimizer, chunks)
+    return Engine(config=config, models=models, chunks=chunks, optimizer=optimizer, one_pass=one_pass)
+
+
+def _one_pass(optimizer: MegatronOptimizer, chunks: list[DistributedDataParallel]) -> OnePassUpdate | None:
+    if not importlib.util.find_spec("triton"):
+        return None
+    from megatron_trainer.megatron.patches import one_pass_update
+
+    return one_pass_update.of(optimizer, chunks)
 
 
 def _rates(settings: OptimizerConfig, args: TrainArgs) -> dict[ParamKey, ParamGroupOverride]:

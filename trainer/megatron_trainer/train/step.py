@@ -61,10 +61,10 @@ def train_step(
         chunk.zero_grad_buffer()
     engine.optimizer.zero_grad()
     own = backend.stopwatch()
-    with _stopped_before_gradients_are_reduced(own, engine.config):
+    with _stopped_before_gradients_are_reduced(own, engine.config), engine.defers_scaling():
         metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
     computed = time.monotonic()
-    updated, gradient_norm, num_zeros = engine.optimizer.step()
+    updated, gradient_norm, num_zeros = engine.update()
     of_routers = router_losses.take(engine.config, backend.device)
     sums = _reduce(
         task,

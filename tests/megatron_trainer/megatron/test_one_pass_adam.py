@@ -1,0 +1,42 @@
+"""Adam's kernel, which Triton interprets here; on a GPU, and in a training: tests/gpu/test_gpu_update.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def test_a_step_is_that_of_torch_in_every_combination_of_types():
+    command = [sys.executable, "-m", "tests.support.models.one_pass_adam"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "MTJ_DEVICE": "cpu"}
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 16
+    for line in lines:
+        assert line["error"] <= 1e-6, line
+        assert line["is_rounded"], line
+
+
+def test_rows_are_made_anew_only_where_a_tensor_has_moved():
+    import torch
+
+    from megatron_trainer.megatron.patches.one_pass_adam import Numbers, Table
+
+    def numbers() -> list[Numbers]:
+        main, gradient, first, second = torch.zeros(4, 40_000)
+        return [Numbers(main=main, gradient=gradient, first=first, second=second)]
+
+    table, origin, held = Table(), torch.ones(1), numbers()
+    (rows,) = table.rows(held, origin).values()
+    assert rows.shape == (2, 6)
+    assert rows[:, 5].tolist() == [32_768 // 16, (40_000 - 32_768) // 16]
+    assert next(iter(table.rows(held, origin).values())) is rows
+    moved = numbers()
+    assert next(iter(table.rows(moved, origin).values())) is not rows
