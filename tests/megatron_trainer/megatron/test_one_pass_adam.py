@@ -24,19 +24,13 @@ def test_a_step_is_that_of_torch_in_every_combination_of_types():
         assert line["is_rounded"], line
 
 
-def test_rows_are_made_anew_only_where_a_tensor_has_moved():
+def test_a_parameter_has_a_row_for_each_piece():
     import torch
 
-    from megatron_trainer.megatron.patches.one_pass_adam import Numbers, Table
+    from megatron_trainer.megatron.patches.one_pass_adam import Numbers, rows_of
 
-    def numbers() -> list[Numbers]:
-        main, gradient, first, second = torch.zeros(4, 40_000)
-        return [Numbers(main=main, gradient=gradient, first=first, second=second)]
-
-    table, origin, held = Table(), torch.ones(1), numbers()
-    (rows,) = table.rows(held, origin).values()
+    main, gradient, first, second = torch.zeros(4, 40_000)
+    (rows,) = rows_of([Numbers(main=main, gradient=gradient, first=first, second=second)], torch.ones(1)).values()
     assert rows.shape == (2, 6)
     assert rows[:, 5].tolist() == [32_768 // 16, (40_000 - 32_768) // 16]
-    assert next(iter(table.rows(held, origin).values())) is rows
-    moved = numbers()
-    assert next(iter(table.rows(moved, origin).values())) is not rows
+    assert (rows[1, :4] - rows[0, :4]).tolist() == [32_768 * 4 // 16] * 4

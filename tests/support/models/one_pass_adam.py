@@ -58,7 +58,7 @@ def case(sizes: tuple[int, ...], *types: torch.dtype, is_split: bool, device: st
     numbers = [numbers_of(main, *types, is_split=is_split) for main in mains]
     wanted = [expected(main, each) for main, each in zip(mains, numbers, strict=True)]
     factor = torch.tensor([FACTOR], device=device)
-    one_pass_adam.step(one_pass_adam.Table(), numbers, factor, SETTINGS)
+    one_pass_adam.step(one_pass_adam.rows_of(numbers, factor), factor, SETTINGS)
     rounded = [
         is_rounded(found, exact)
         for each, (_, first, second) in zip(numbers, wanted, strict=True)

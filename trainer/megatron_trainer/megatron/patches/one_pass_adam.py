@@ -4,8 +4,7 @@ TransformerEngine's kernel reaches a quarter to less than half of a GPU's memory
 the number of tokens, their clipping and the copies of main parameters to weights are further passes over all of them;
 here the first two are a factor that the kernel multiplies each gradient by, and it writes the weights itself.
 
-A table on the GPU has a row for each piece of a parameter: the addresses of its tensors, and its size. It is made anew
-only where a tensor has moved.
+A table on the GPU has a row for each piece of a parameter: the addresses of its tensors, and its size.
 """
 
 # ruff: noqa: ANN001, ANN202 - what Triton compiles takes pointers, blocks and constants
@@ -75,46 +74,34 @@ Kind = tuple[tuple[torch.dtype | None, ...], bool]
 """Types of the tensors of a row, and whether it can be loaded 16 bytes at a time."""
 
 
-class Table:
-    """The rows of the parameters of a group, as they were the last time."""
-
-    def __init__(self) -> None:
-        self._places: tuple[int, list[tuple[int, ...]]] = (0, [])
-        self._rows: dict[Kind, Tensor] = {}
-
-    def rows(self, numbers: Sequence[Numbers], origin: Tensor) -> dict[Kind, Tensor]:
-        """int64 [pieces, 6] of each kind, on the device of `origin`, from whose address the rows count."""
-        places = origin.data_ptr(), [each.addresses() for each in numbers]
-        if places != self._places:
-            self._rows, self._places = _rows(numbers, *places, origin.device), places
-        return self._rows
+Rows = dict[Kind, Tensor]
+"""int64 [pieces, 6] of each kind, on the device."""
 
 
-def _rows(
-    numbers: Sequence[Numbers], origin: int, addresses: Sequence[tuple[int, ...]], device: torch.device
-) -> dict[Kind, Tensor]:
+def rows_of(numbers: Sequence[Numbers], origin: Tensor) -> Rows:
+    """The table of these parameters. origin: where addresses are counted from, aligned."""
     found: dict[Kind, list[Tensor]] = {}
-    for each, places in zip(numbers, addresses, strict=True):
-        types, size = each.types(), each.gradient.numel()
+    for each in numbers:
+        types, places, size = each.types(), each.addresses(), each.gradient.numel()
         is_aligned = not any(place % _ALIGNED for place in (*places, size))
         starts = torch.arange(0, size, _PIECE, dtype=torch.int64)[:, None]
         widths = torch.tensor([1 if dtype is None else dtype.itemsize for dtype in types])
-        distances = torch.tensor(places) - origin + starts * widths
+        distances = torch.tensor(places) - origin.data_ptr() + starts * widths
         sizes = (size - starts).clamp(max=_PIECE)
         units = _ALIGNED if is_aligned else widths
         rows = torch.cat([distances // units, sizes // (_ALIGNED if is_aligned else 1)], 1)
         found.setdefault((types, is_aligned), []).append(rows)
-    return {kind: torch.cat(rows).to(device) for kind, rows in found.items()}
+    return {kind: torch.cat(rows).to(origin.device) for kind, rows in found.items()}
 
 
-def step(table: Table, numbers: Sequence[Numbers], factor: Tensor, settings: Settings) -> None:
-    """One step of AdamW for all of them. factor: float32 [1], by which gradients are multiplied, not in place."""
+def step(rows_of_kinds: Rows, factor: Tensor, settings: Settings) -> None:
+    """One step of AdamW. factor: float32 [1], by which gradients are multiplied, not in place; the rows' origin."""
     corrects, count = settings.corrects_bias, settings.step
     arguments = (
         settings.rate, settings.beta1, 1.0 - settings.beta1, settings.beta2, 1.0 - settings.beta2, settings.eps,
         settings.decay, *(1.0 - beta**count if corrects else 1.0 for beta in (settings.beta1, settings.beta2)),
     )  # fmt: skip
-    for (types, is_aligned), rows in table.rows(numbers, factor).items():
+    for (types, is_aligned), rows in rows_of_kinds.items():
         constants = (*(dtype and _TYPES[dtype] for dtype in types), types[1] != torch.float32, is_aligned)
         start(_adam, (len(rows),), rows, factor, *arguments, constants=(*constants, _PIECE, _BLOCK))
 

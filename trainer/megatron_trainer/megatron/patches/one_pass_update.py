@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_trainer.megatron.patches import one_pass_adam
 from megatron_trainer.megatron.patches.fused_adam import MAIN, is_fused
-from megatron_trainer.megatron.patches.one_pass_adam import Numbers, Settings, Table
+from megatron_trainer.megatron.patches.one_pass_adam import Numbers, Rows, Settings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _EPSILON = 1e-6
@@ -110,17 +110,59 @@ def _is_known(inner: Any) -> bool:
 
 
 def _replace_step(part: Any, factor: Tensor) -> None:
-    inner = part.optimizer
-    tables, weights = [Table() for _ in inner.param_groups], _weights(part)
+    inner, weights = part.optimizer, _weights(part)
+    groups = [_Group(inner=inner, weights=weights, factor=factor) for _ in inner.param_groups]
 
     def step(closure: None = None, grad_scaler: None = None) -> None:
-        for group, table in zip(inner.param_groups, tables, strict=True):
+        for group, held in zip(inner.param_groups, groups, strict=True):
             group["step"] = group.get("step", 0) + 1
-            if numbers := [each for p in group["params"] if (each := _numbers(inner, p, weights.get(p)))]:
-                one_pass_adam.step(table, numbers, factor, _settings(group))
+            one_pass_adam.step(held.rows(group["params"]), factor, _settings(group))
 
     inner.step = step
     part._copy_main_params_to_model_params = lambda: None
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """The table of a group of parameters, made anew where a tensor has moved or been replaced."""
+
+    inner: Any
+    weights: dict[Tensor, Tensor]
+    factor: Tensor
+    _state: Any = None
+    _held: list[_Held] = field(default_factory=list)
+    _rows: Rows = field(default_factory=dict)
+
+    def rows(self, parameters: Sequence[Tensor]) -> Rows:
+        """Looks at thousands of parameters in each step, which must not take longer than their update."""
+        is_known = self._state is self.inner.state and len(self._held) == len(parameters)
+        if not is_known or not all(map(self._is_same, self._held, parameters)):
+            numbers = [each for p in parameters if (each := _numbers(self.inner, p, self.weights.get(p)))]
+            self._rows = one_pass_adam.rows_of(numbers, self.factor)
+            self._state, self._held = self.inner.state, list(map(self._look, parameters))
+        return self._rows
+
+    def _look(self, parameter: Tensor) -> _Held:
+        gradient, state = _gradient(self.inner, parameter), self.inner.state[parameter]
+        tensors = tuple(state.get(name) for name in (*_MOMENTS, MAIN))
+        return parameter, parameter.data_ptr(), None if gradient is None else gradient.data_ptr(), state, *tensors
+
+    def _is_same(self, held: _Held, parameter: Tensor) -> bool:
+        """Gradients are other views of the same memory in each step, moments the same tensors."""
+        known, address, of_gradient, state, first, second, main = held
+        gradient = _gradient(self.inner, parameter)
+        return (
+            known is parameter
+            and parameter.data_ptr() == address
+            and (None if gradient is None else gradient.data_ptr()) == of_gradient
+            and state.get("exp_avg") is first
+            and state.get("exp_avg_sq") is second
+            and state.get(MAIN) is main
+        )
+
+
+_Held = tuple[Tensor, int, int | None, Any, Any, Any, Any]
+"""Parameter, its address, its gradient's, the optimizer's state of it, and that state's tensors."""
 
 
 def _weights(part: Any) -> dict[Tensor, Tensor]:
@@ -143,8 +185,12 @@ def _in_buffer(part: Any, weight: Tensor) -> Tensor:
     return data.view(-1)[own.start : own.end]
 
 
+def _gradient(inner: Any, parameter: Tensor) -> Tensor | None:
+    return getattr(parameter, "decoupled_grad", None) if inner.use_decoupled_grad else parameter.grad
+
+
 def _numbers(inner: Any, parameter: Tensor, weight: Tensor | None) -> Numbers | None:
-    gradient = getattr(parameter, "decoupled_grad", None) if inner.use_decoupled_grad else parameter.grad
+    gradient = _gradient(inner, parameter)
     if gradient is None or not gradient.numel():
         return None
     is_split = inner.store_param_remainders and parameter.dtype == torch.bfloat16
