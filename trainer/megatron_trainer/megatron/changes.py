@@ -155,6 +155,8 @@ CHANGES: tuple[Change, ...] = (
         rests_on={
             f"{_DISTRIBUTED_OPTIMIZER}._copy_main_params_to_model_params": "2dca79c16949",
             f"{_DISTRIBUTED_OPTIMIZER}._copy_model_grads_to_main_grads": "27921989a6b6",
+            f"{_DISTRIBUTED_OPTIMIZER}.zero_grad": "2b43cb219a3c",
+            "megatron.core.optimizer.optimizer:MegatronOptimizer.get_grads_for_grad_norm": "86b4623e73e4",
             "megatron.core.optimizer.optimizer:MixedPrecisionOptimizer.step_with_ready_grads": "bb3f323cb1e1",
             "megatron.core.optimizer.optimizer:ChainedOptimizer.step": "8d7e09efc5ce",
             "megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32": "19d15a603c4a",

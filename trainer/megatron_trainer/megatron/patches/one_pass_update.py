@@ -76,6 +76,7 @@ def of(optimizer: Any, chunks: Sequence[Any]) -> OnePassUpdate | None:
     factor = torch.ones(1, dtype=torch.float32, device="cuda")
     for part in parts:
         _replace_step(part, factor)
+        _set_gradients_once(part)
     return OnePassUpdate(optimizer=optimizer, chunks=chunks, factor=factor)
 
 
@@ -120,6 +121,24 @@ def _replace_step(part: Any, factor: Tensor) -> None:
 
     inner.step = step
     part._copy_main_params_to_model_params = lambda: None
+
+
+def _set_gradients_once(part: Any) -> None:
+    """Gradients are parts of a buffer, which is zeroed by itself: megatron-core finds thousands of them in each step."""
+    parameters = [each for groups in (part.model_float16_groups, part.model_fp32_groups) for g in groups for each in g]
+    is_copied = not part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+    if is_copied and any(each.main_grad.dtype != torch.float32 for each in parameters):
+        return
+    set_all, choose = part._copy_model_grads_to_main_grads, part.get_grads_for_grad_norm
+
+    def set_once() -> None:
+        set_all()
+        chosen = choose()
+        part._copy_model_grads_to_main_grads = lambda: None
+        part.get_grads_for_grad_norm = lambda group=None: chosen if group is None else choose(group)
+
+    part._copy_model_grads_to_main_grads = set_once
+    part.zero_grad = lambda set_to_none=True: None  # noqa: ARG005 - megatron-core's
 
 
 @dataclass(kw_only=True)
