@@ -124,7 +124,7 @@ def _replace_step(part: Any, factor: Tensor) -> None:
 
 
 def _set_gradients_once(part: Any) -> None:
-    """Gradients are parts of a buffer, which is zeroed by itself: megatron-core finds thousands of them in each step."""
+    """Gradients are parts of a buffer that is zeroed as a whole; megatron-core finds all of them in each step."""
     parameters = [each for groups in (part.model_float16_groups, part.model_fp32_groups) for g in groups for each in g]
     is_copied = not part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
     if is_copied and any(each.main_grad.dtype != torch.float32 for each in parameters):
@@ -138,7 +138,7 @@ def _set_gradients_once(part: Any) -> None:
         part.get_grads_for_grad_norm = lambda group=None: chosen if group is None else choose(group)
 
     part._copy_model_grads_to_main_grads = set_once
-    part.zero_grad = lambda set_to_none=True: None  # noqa: ARG005 - megatron-core's
+    part.zero_grad = lambda set_to_none=True: None
 
 
 @dataclass(kw_only=True)
