@@ -79,8 +79,9 @@ class CudaBackend:
         optimizer_state.install()
         fused_adam.install()
         if importlib.util.find_spec("triton"):
-            from megatron_trainer.megatron.patches import swiglu
+            from megatron_trainer.megatron.patches import rotation, swiglu
 
+            rotation.install()
             swiglu.install()
         optimizer_shards.install()
         recomputed_bias.install()

@@ -176,6 +176,19 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="megatron.patches.rotation",
+        why="Queries and keys are rotated by a kernel each, values are copied besides, and the three gradients are put "
+        "together again: five passes over memory where one each way is enough.",
+        until="fused_single_qkv_rope takes packed rows and partly rotated heads",
+        backends="GPU",
+        rests_on={
+            f"{_ATTENTION}:Attention.forward": "3575d9a5caad",
+            f"{_ATTENTION}:SelfAttention.get_query_key_value_tensors": "3f4f30155881",
+            f"{_EMBEDDINGS}.rope_utils:apply_rotary_pos_emb": "f550ca2c3032",
+            "megatron.core.packed_seq_params:PackedSeqParams": "d07da2d51aa7",
+        },
+    ),
+    Change(
         ours="megatron.patches.router",
         why="Balancing losses of padded rows come out too strong by the size of the group.",
         until="get_tokens_per_expert_and_token_count returns the rank's own count of tokens",
