@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,7 +135,8 @@ def test_layers_that_a_model_lacks_are_refused(name: str, number: int, said: str
 
 
 def test_packed_targets_stay_in_their_sequence():
-    batch = micro_batch(torch.arange(8), (5, 3), packed=True)
-    labels, weights = further_targets(batch, 2)
-    assert labels.tolist() == [[3, 4, 5, -100, -100, 0, -100, -100]]
-    assert weights.tolist() == [[1, 1, 1, 0, 0, 1, 0, 0]]
+    batch = replace(micro_batch(torch.arange(8), (5, 3), packed=True), has_loss_BT=np.ones((1, 8), dtype=bool))
+    found = further_targets(batch, 2)
+    assert found.labels_BT.tolist() == [[3, 4, 5, -100, -100, 0, -100, -100]]
+    assert found.loss_weight_BT.tolist() == [[1, 1, 1, 0, 0, 1, 0, 0]]
+    assert found.has_loss_BT.tolist() == (found.loss_weight_BT != 0).tolist()

@@ -319,8 +319,9 @@ def local_part(batch: MicroBatch) -> MicroBatch:
         raise ValueError("context parallelism needs padding on the right; set padding_free or padding_side: right")
     sequence_bounds = bounds(batch.cu_seqlens, batch.tokens_BT.shape[1])
     rank = parallel_state.get_context_parallel_rank()
-    positions = context_positions(sequence_bounds, rank=rank, size=size).to(batch.tokens_BT.device)
-    places_3BT = batch.mrope_position_ids_3BT
+    on_host = context_positions(sequence_bounds, rank=rank, size=size)
+    positions = on_host.to(batch.tokens_BT.device)
+    places_3BT, has_loss_BT = batch.mrope_position_ids_3BT, batch.has_loss_BT
     return replace(
         batch,
         tokens_BT=batch.tokens_BT[:, positions],
@@ -330,6 +331,7 @@ def local_part(batch: MicroBatch) -> MicroBatch:
         sequence_BT=batch.sequence_BT[:, positions],
         mrope_position_ids_3BT=None if places_3BT is None else places_3BT[..., positions],
         attention_mask=None,
+        has_loss_BT=None if has_loss_BT is None else has_loss_BT[:, on_host.numpy()],
     )
 
 

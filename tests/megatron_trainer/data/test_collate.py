@@ -36,6 +36,7 @@ def test_padding_free_row():
     assert batch.cu_seqlens.dtype == torch.int32
     assert (batch.max_seqlen, batch.num_samples, batch.num_tokens, batch.channels) == (3, 2, 5, ("a", None))
     assert batch.num_pairs == (1 + 2 + 3) + (1 + 2)
+    assert (batch.has_loss_BT.tolist(), batch.num_targets) == ((batch.loss_weight_BT != 0).tolist(), 2)
     assert batch.attention_mask is None
 
 

@@ -1,6 +1,7 @@
 """FLOPs against counts done by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,7 +29,8 @@ WINDOW = {"use_sliding_window": True, "sliding_window": 4}
 
 
 def flops_per_token(config, args):
-    return flops.flops_per_token(read(config), args)
+    """Of a token with a loss."""
+    return flops.flops_per_token(read(config), args) + flops.flops_per_target(read(config), args)
 
 
 def flops_per_pair(config):
@@ -51,6 +53,14 @@ def test_full_training_takes_six_and_lora_four_per_weight_and_token():
     weights = 3 * LLAMA_LAYER + HEAD
     assert flops_per_token(LLAMA, FULL) == 6 * weights
     assert flops_per_token(LLAMA, LORA) == 4 * weights
+
+
+def test_the_output_matrix_counts_for_tokens_with_a_loss_alone():
+    for args, factor in ((FULL, 6), (LORA, 4)):
+        assert flops.flops_per_token(read(LLAMA), args) == factor * 3 * LLAMA_LAYER
+        assert flops.flops_per_target(read(LLAMA), args) == factor * HEAD
+    predicting = replace(read(LLAMA), trained_predictions=2)
+    assert flops.flops_per_target(predicting, FULL) == 6 * 3 * HEAD
 
 
 @pytest.mark.parametrize("head", [{"task_type": "seq_cls"}, {"task_type": "embedding"}, {"rlhf_type": "rm"}])
@@ -165,8 +175,9 @@ def test_a_window_makes_a_planned_step_shorter_where_samples_are_longer_than_it(
 def test_a_run_of_a_model_with_a_window_counts_the_pairs_within_it(tmp_path):
     folder = tiny_model.make("mistral_window", tmp_path)
     given = arguments(folder, write_data(tmp_path / "train.jsonl"), tmp_path / "run", train_iters=1)
-    [(tokens, pairs, near_pairs, counted)] = gloo_ranks(1).run(counted_flops.of_steps, given)[0]
+    [(tokens, targets, pairs, near_pairs, counted)] = gloo_ranks(1).run(counted_flops.of_steps, given)[0]
     model = read(json.loads((folder / "config.json").read_text()))
+    assert 0 < targets < tokens
     assert 0 < near_pairs < model.window * tokens < pairs
-    expected = flops.flops_per_token(model, FULL) * tokens + flops.flops_per_near_pair(model) * near_pairs
-    assert counted == pytest.approx(expected)
+    expected = flops.flops_per_token(model, FULL) * tokens + flops.flops_per_target(model, FULL) * targets
+    assert counted == pytest.approx(expected + flops.flops_per_near_pair(model) * near_pairs)

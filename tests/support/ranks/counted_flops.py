@@ -6,8 +6,8 @@ from typing import Any
 from unittest.mock import patch
 
 
-def of_steps(mapping: dict[str, object]) -> list[tuple[int, int, int, float]]:
-    """(tokens, pairs, pairs within the window, FLOPs) of each step."""
+def of_steps(mapping: dict[str, object]) -> list[tuple[int, int, int, int, float]]:
+    """(tokens, those with a loss, pairs, pairs within the window, FLOPs) of each step."""
     from megatron_trainer.train import loop
     from tests.support.ranks.tiny_run import train_rank
 
@@ -15,7 +15,7 @@ def of_steps(mapping: dict[str, object]) -> list[tuple[int, int, int, float]]:
 
     def noted(run: Any, result: Any) -> float:
         flops = counted(run, result)
-        found.append((result.num_tokens, result.num_pairs, result.num_near_pairs, flops))
+        found.append((result.num_tokens, result.num_targets, result.num_pairs, result.num_near_pairs, flops))
         return flops
 
     with patch.object(loop, "_flops", noted):

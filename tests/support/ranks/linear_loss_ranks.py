@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 TOKENS, ROWS, HIDDEN, VOCABULARY, PADDED = 12, 2, 8, 19, 20
 SCALE = 0.25
@@ -17,9 +18,14 @@ def differences(
     objective: str = "plain",
     width: int = HIDDEN,
     lies_row_by_row: bool = False,
+    first_loss: int | None = None,
+    is_frozen: bool = False,
 ) -> dict[str, float]:
-    """Largest difference of sum, objectives and gradients from torch's cross entropy of the whole logits.
+    """Largest difference of sum, objectives and gradients from torch's cross entropy of the whole logits; the largest
+    gradient of hidden states without a loss, and the rows of logits of this rank's part.
 
+    first_loss: tokens from here on carry a loss, and the host knows which; None if it does not know.
+    is_frozen: whether the weight is.
     lies_row_by_row: whether the hidden states [T, B, H] are stored as [B, T, H].
     """
     import torch
@@ -34,32 +40,45 @@ def differences(
     size, rank = dist.get_world_size(), dist.get_rank()
     parallel.initialize(TrainArgs(tensor_model_parallel_size=size, sequence_parallel=sequence_parallel))
     hidden, weight, labels, weights = _inputs(width)
+    if first_loss is not None:
+        weights[:, :first_loss] = 0
     own = hidden.chunk(size)[rank] if sequence_parallel else hidden
     own = (own.transpose(0, 1).contiguous().transpose(0, 1) if lies_row_by_row else own.clone()).requires_grad_()
     layer = _output_layer(weight.chunk(size)[rank], sequence_parallel=sequence_parallel)
+    layer.weight.requires_grad_(not is_frozen)
+    rows: list[int] = []
+    layer.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     function = {"plain": torch.Tensor.float, "dft": token.dynamic_fine_tuning}[objective]
-    linear_cross_entropy.LOGITS_AT_ONCE = at_once * PADDED // size * (size if sequence_parallel else 1)
+    limit = at_once * PADDED // size * (size if sequence_parallel else 1)
     losses = linear_cross_entropy.LinearCrossEntropy(
         spec=SimpleNamespace(vocab_size=VOCABULARY, padded_vocab_size=PADDED),
         labels_BT=labels,
         weights_BT=weights,
         cross_entropy=vocab_parallel_cross_entropy,
         objective=function,
+        has_loss_BT=None if first_loss is None else weights.numpy() != 0,
     )
-    total, objectives = losses(hidden_states=own, output_layer=layer, output_weight=None)
+    with patch.object(linear_cross_entropy, "LOGITS_AT_ONCE", limit):
+        total, objectives = losses(hidden_states=own, output_layer=layer, output_weight=None)
     (SCALE * total).backward()
-    with torch.no_grad():
+    num_rows = sum(rows)
+    with patch.object(linear_cross_entropy, "LOGITS_AT_ONCE", limit), torch.no_grad():
         unlearned, _ = losses(hidden_states=own, output_layer=layer, output_weight=None)
     expected = _reference(hidden, weight, labels, weights, function)
     of_hidden = expected["hidden"].chunk(size)[rank] if sequence_parallel else expected["hidden"]
+    has_loss = weights != 0
+    own_loss = (has_loss.t().chunk(size)[rank] if sequence_parallel else has_loss.t())[..., None]
+    compared = has_loss if first_loss is not None else torch.ones_like(has_loss)
     found = {
         "sum": total - expected["sum"],
         "evaluated": unlearned - expected["sum"],
-        "objectives": objectives - expected["objectives"],
+        "objectives": (objectives - expected["objectives"]) * compared,
         "hidden": own.grad - of_hidden,
-        "weight": layer.weight.grad - expected["weight"].chunk(size)[rank],
+        "skipped": own.grad * ~own_loss,
     }
-    return {name: float(difference.detach().abs().max()) for name, difference in found.items()}
+    if not is_frozen:
+        found["weight"] = layer.weight.grad - expected["weight"].chunk(size)[rank]
+    return {name: float(difference.detach().abs().max()) for name, difference in found.items()} | {"rows": num_rows}
 
 
 def error_in_float16(*, at_once: int) -> float:
@@ -75,14 +94,14 @@ def error_in_float16(*, at_once: int) -> float:
     hidden, weight, labels, weights = _inputs(24)
     hidden, weight, labels, weights = torch.full_like(hidden, 4000), weight * 0, labels * 0, weights * 0 + 1
     layer = _output_layer(weight, sequence_parallel=False).half()
-    linear_cross_entropy.LOGITS_AT_ONCE = at_once * PADDED
     losses = linear_cross_entropy.LinearCrossEntropy(
         spec=SimpleNamespace(vocab_size=VOCABULARY, padded_vocab_size=PADDED),
         labels_BT=labels,
         weights_BT=weights,
         cross_entropy=vocab_parallel_cross_entropy,
     )
-    total, _ = losses(hidden_states=hidden.half().requires_grad_(), output_layer=layer, output_weight=None)
+    with patch.object(linear_cross_entropy, "LOGITS_AT_ONCE", at_once * PADDED):
+        total, _ = losses(hidden_states=hidden.half().requires_grad_(), output_layer=layer, output_weight=None)
     (SCALE * total).backward()
     expected = _reference(hidden, weight, labels, weights, torch.Tensor.float)["weight"]
     assert expected.abs().max() / SCALE > torch.finfo(torch.float16).max

@@ -73,7 +73,9 @@ def compare(
     for row, parts, weight in zip(ids, lengths, weights, strict=True):
         batch = micro_batch(row, parts, packed=packed)
         labels = batch.labels_BT.masked_fill(weight[None] == 0, -100)
-        batches.append(replace(batch, loss_weight_BT=weight[None], labels_BT=labels))
+        batches.append(
+            replace(batch, loss_weight_BT=weight[None], labels_BT=labels, has_loss_BT=weight[None].numpy() != 0)
+        )
     return differences(
         TASKS["sft"](args, spec),
         engine,

@@ -263,10 +263,11 @@ def _micro_batch(
     max_seqlen: int,
     attention_mask: torch.Tensor | None,
 ) -> MicroBatch:
+    weights_BT = np.stack([row.weights for row in rows])
     return MicroBatch(
         tokens_BT=torch.from_numpy(np.stack([row.tokens for row in rows])),
         labels_BT=torch.from_numpy(np.stack([row.labels for row in rows])),
-        loss_weight_BT=torch.from_numpy(np.stack([row.weights for row in rows])),
+        loss_weight_BT=torch.from_numpy(weights_BT),
         position_ids_BT=torch.from_numpy(np.stack([row.positions for row in rows])),
         sequence_BT=torch.from_numpy(np.stack([row.sequences for row in rows])),
         cu_seqlens=cu_seqlens,
@@ -277,6 +278,7 @@ def _micro_batch(
         channels=tuple(sample.channel for sample in samples),
         num_patches=sum(math.prod(medium.grid) for sample in samples for medium in sample.media),
         num_pairs=sum(int((row.positions + 1)[row.sequences >= 0].sum()) for row in rows),
+        has_loss_BT=weights_BT != 0,
         **_vision(rows, samples),
     )
 

@@ -240,6 +240,8 @@ class MicroBatch:
     mrope_position_ids_3BT: int64, positions by time, height and width; None where all three are position_ids_BT.
     num_patches: of all images and videos, also where their pixels are not read. num_pairs: pairs of real tokens (query,
     key) under the causal mask, a token at position p attends to p + 1 tokens.
+    has_loss_BT: where loss_weight_BT is not 0. An array, since it stays on the host, which need not ask a device how
+    many logits to compute; None if not known there.
     """
 
     tokens_BT: Tensor
@@ -267,6 +269,12 @@ class MicroBatch:
     mrope_position_ids_3BT: Tensor | None = None
     num_patches: int = 0
     num_pairs: int = 0
+    has_loss_BT: NDArray[np.bool_] | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens with a loss; where the host does not know, all real tokens."""
+        return self.num_tokens if self.has_loss_BT is None else int(np.count_nonzero(self.has_loss_BT))
 
     def num_near_pairs(self, window: int) -> Tensor:
         """Pairs of real tokens (query, key) of which the key is one of the last `window` tokens up to the query."""

@@ -9,8 +9,10 @@ Shape suffixes: B batch (1 when rows are packed), T tokens of this rank, H hidde
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
@@ -67,15 +69,19 @@ class PredictingModel(GPTModel):  # type: ignore[misc]  # megatron-core has no t
         )
 
 
-def further_targets(whole: MicroBatch, distance: int) -> tuple[Tensor, Tensor]:
-    """(labels_BT, loss_weight_BT) of the whole row for a prediction `distance` tokens beyond the next one.
+def further_targets(whole: MicroBatch, distance: int) -> MicroBatch:
+    """The whole row with the labels and their weights for a prediction `distance` tokens beyond the next one.
 
     They stay inside their sequence: the last `distance` positions of each have no loss.
     """
     labels_BT, weights_BT = torch.full_like(whole.labels_BT, IGNORED), torch.zeros_like(whole.loss_weight_BT)
+    has_loss_BT = None if whole.has_loss_BT is None else np.zeros_like(whole.has_loss_BT)
     bounds = parallel.bounds(whole.cu_seqlens, whole.tokens_BT.shape[1])
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         if end - start > distance:
-            labels_BT[:, start : end - distance] = whole.labels_BT[:, start + distance : end]
-            weights_BT[:, start : end - distance] = whole.loss_weight_BT[:, start + distance : end]
-    return labels_BT, weights_BT
+            to, of = slice(start, end - distance), slice(start + distance, end)
+            labels_BT[:, to] = whole.labels_BT[:, of]
+            weights_BT[:, to] = whole.loss_weight_BT[:, of]
+            if has_loss_BT is not None and whole.has_loss_BT is not None:
+                has_loss_BT[:, to] = whole.has_loss_BT[:, of]
+    return replace(whole, labels_BT=labels_BT, loss_weight_BT=weights_BT, has_loss_BT=has_loss_BT)

@@ -2,7 +2,8 @@
 
 A multiplication with weights costs 2 FLOPs per weight and token forward, 2 for the input's gradient, and 2 for the
 weight's own gradient where the weight is trained (so 6 in full training, 4 under LoRA). Attention scores depend on
-the samples' lengths and are counted apart, per pair of query and key.
+the samples' lengths and are counted apart, per pair of query and key; the output matrix per token with a loss, since
+others need no logits, and what computes theirs all the same is no work of the model.
 """
 
 from __future__ import annotations
@@ -17,14 +18,26 @@ from megatron_trainjob.families.vision import MERGING, OF_PATCHES, PREFIX, Visio
 
 
 def flops_per_token(model: Model, args: TrainArgs) -> float:
-    """FLOPs of one real token over all layers and the output matrix, forward and backward, without scores.
+    """FLOPs of one real token over all layers, forward and backward, without scores and the output matrix."""
+    weights = model.weights_per_token - _output_weights(model)
+    return weights * _flops_per_weight(args) + 6.0 * model.state_products
+
+
+def flops_per_target(model: Model, args: TrainArgs) -> float:
+    """FLOPs of one token with a loss in the output matrix, forward and backward.
 
     A head in place of the output matrix sees one token of a sequence, and is not counted.
     """
-    weights = model.weights_per_token
-    if head.replaces_output(args):
-        weights -= model.hidden_size * model.vocab_size
-    return weights * (4.0 if args.train_type != "full" else 6.0) + 6.0 * model.state_products
+    return 0.0 if head.replaces_output(args) else _output_weights(model) * _flops_per_weight(args)
+
+
+def _flops_per_weight(args: TrainArgs) -> float:
+    return 4.0 if args.train_type != "full" else 6.0
+
+
+def _output_weights(model: Model) -> int:
+    """Those that a token is multiplied with: once, and once more after each layer that predicts further on."""
+    return model.hidden_size * model.vocab_size * (1 + model.trained_predictions)
 
 
 def flops_per_patch(model: Model, args: TrainArgs) -> float:
@@ -61,8 +74,8 @@ def flops_per_pair(model: Model) -> float:
     """FLOPs of one (query, key) pair over the heads of all layers without a window, forward and backward: scores, then
     their values.
 
-    A causal sample of n tokens has n * (n + 1) / 2 pairs. Step FLOPs = tokens * flops_per_token + pairs * this + near
-    pairs * flops_per_near_pair.
+    A causal sample of n tokens has n * (n + 1) / 2 pairs. Step FLOPs = tokens * flops_per_token + tokens with a loss *
+    flops_per_target + pairs * this + near pairs * flops_per_near_pair.
     """
     return 3 * 2.0 * score_widths.of_far_pairs(model)
 

@@ -77,7 +77,7 @@ class StepRecord:
 class LogRecord:
     """The steps since the last record, averaged; rates count real tokens. Norms, rate and scale are the last step's.
 
-    tflops_per_gpu and utilization (MFU, 0 to 1) are None when FLOPs, or the device's peak, are not known.
+    tflops_per_gpu and utilization (MFU, 0 to 1) are None when FLOPs (flops.py), or the device's peak, are not known.
     num_skipped and num_nan count the steps of this window.
     """
 

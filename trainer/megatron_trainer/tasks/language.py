@@ -46,6 +46,7 @@ def _forward_step(
         spec=spec,
         labels_BT=batch.labels_BT,
         weights_BT=batch.loss_weight_BT,
+        has_loss_BT=batch.has_loss_BT,
         cross_entropy=kernel,
         objective=token.dynamic_fine_tuning if args.enable_dft_loss else Tensor.float,
     )

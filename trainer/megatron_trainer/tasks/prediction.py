@@ -48,10 +48,16 @@ def further_losses(whole: MicroBatch, main: LinearCrossEntropy) -> tuple[Further
     """The predictions of later tokens in the row `whole`. main: the output processor of the next token."""
     found = []
     for distance, name in enumerate(names(main.spec.model.trained_predictions), start=1):
-        labels_BT, weights_BT = further_targets(whole, distance)
-        part = parallel.local_part(replace(whole, labels_BT=labels_BT, loss_weight_BT=weights_BT))
-        processor = replace(main, labels_BT=part.labels_BT, weights_BT=part.loss_weight_BT, objective=Tensor.float)
-        own, every = ((weights != 0).sum() for weights in (part.loss_weight_BT, weights_BT))
+        later = further_targets(whole, distance)
+        part = parallel.local_part(later)
+        processor = replace(
+            main,
+            labels_BT=part.labels_BT,
+            weights_BT=part.loss_weight_BT,
+            has_loss_BT=part.has_loss_BT,
+            objective=Tensor.float,
+        )
+        own, every = ((each.loss_weight_BT != 0).sum() for each in (part, later))
         found.append(Further(name=name, processor=processor, num_own=own, num_targets=every))
     return tuple(found)
 

@@ -259,7 +259,8 @@ def _record(run: Run, state: TrainState, result: StepResult, rate: float, betwee
 def _flops(run: Run, result: StepResult) -> float:
     """Model FLOPs of the step over all ranks."""
     scores = run.flops_per_pair * result.num_pairs + run.flops_per_near_pair * result.num_near_pairs
-    return run.flops_per_token * result.num_tokens + scores + run.flops_per_patch * result.num_patches
+    tokens = run.flops_per_token * result.num_tokens + run.flops_per_target * result.num_targets
+    return tokens + scores + run.flops_per_patch * result.num_patches
 
 
 def _is_logged(run: Run, state: TrainState) -> bool:

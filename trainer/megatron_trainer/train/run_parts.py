@@ -60,6 +60,7 @@ class Run:
     evaluations: Pace
     saves: Pace
     flops_per_token: float
+    flops_per_target: float
     flops_per_pair: float
     flops_per_near_pair: float
     flops_per_patch: float

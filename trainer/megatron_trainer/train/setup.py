@@ -40,7 +40,13 @@ from megatron_trainer.models.build import build_model
 from megatron_trainer.models.settings import initializes_on_host, takes_whole_rows
 from megatron_trainer.models.spec import ModelSpec, read_model, training_dtype
 from megatron_trainer.report import Reporter, RunInfo, open_reporter
-from megatron_trainer.report.flops import flops_per_near_pair, flops_per_pair, flops_per_patch, flops_per_token
+from megatron_trainer.report.flops import (
+    flops_per_near_pair,
+    flops_per_pair,
+    flops_per_patch,
+    flops_per_target,
+    flops_per_token,
+)
 from megatron_trainer.state import TrainState, on_data
 from megatron_trainer.tasks.reference import Reference
 from megatron_trainer.termination import Termination
@@ -188,6 +194,7 @@ def _run(
         evaluations=Pace(strategy=derive.eval_strategy(args), interval=derive.eval_interval(args)),
         saves=Pace(strategy=args.save_strategy, interval=args.save_interval),
         flops_per_token=flops_per_token(spec.model, args),
+        flops_per_target=flops_per_target(spec.model, args),
         flops_per_pair=flops_per_pair(spec.model),
         flops_per_near_pair=flops_per_near_pair(spec.model),
         flops_per_patch=flops_per_patch(spec.model, args),

@@ -29,7 +29,7 @@ other before the end, and what one of them is late by adds up: to more than ddp_
 class StepResult:
     """Equal on all ranks. losses: means over the global batch in nats, including those of the expert routers.
 
-    num_tokens: real ones, without padding.
+    num_tokens: real ones, without padding. num_targets: those with a loss.
     channel_losses: sum and count over the global batch of each channel that it has.
     num_pairs: pairs of tokens of which one attends to the other, num_near_pairs: those within the window of sliding
     attention, num_patches: of images and videos; for counting FLOPs.
@@ -43,6 +43,7 @@ class StepResult:
     is_skipped: bool
     stop_requested: bool
     num_tokens: int
+    num_targets: int
     num_pairs: int
     num_near_pairs: int
     num_patches: int
@@ -87,6 +88,7 @@ def train_step(
         is_skipped=not updated,
         stop_requested=sums.stop_requested,
         num_tokens=sums.num_tokens,
+        num_targets=sums.num_targets,
         num_pairs=sums.num_pairs,
         num_near_pairs=sums.num_near_pairs,
         num_patches=sums.num_patches,
@@ -149,6 +151,7 @@ class _Sums:
 
     losses: dict[str, float]
     num_tokens: int
+    num_targets: int
     num_pairs: int
     num_near_pairs: int
     num_patches: int
@@ -174,7 +177,7 @@ def _reduce(
     further: numbers of which every rank contributes its own, float64. window: of sliding attention, 0 without.
     """
     names = task.losses
-    num_sums, num_ranks = 2 * len(names) + 5, dist.get_world_size()
+    num_sums, num_ranks = 2 * len(names) + 6, dist.get_world_size()
     num_further = 0 if further is None else len(further)
     everything = torch.zeros(num_sums + num_ranks + num_further, dtype=torch.float64, device=backend.device)
     totals = everything[:num_sums]
@@ -183,6 +186,7 @@ def _reduce(
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
         if parallel_state.get_context_parallel_rank() == 0:
+            totals[-6] = sum(batch.num_targets for batch in batches)
             totals[-5] = sum(batch.num_near_pairs(window) for batch in batches) if window else 0
             totals[-4] = sum(batch.num_patches for batch in batches)
             totals[-3] = sum(batch.num_tokens for batch in batches)
@@ -198,6 +202,7 @@ def _reduce(
     return _Sums(
         losses=dict(means),
         num_tokens=int(values[-3]),
+        num_targets=int(values[-6]),
         num_pairs=int(values[-2]),
         num_near_pairs=int(values[-5]),
         num_patches=int(values[-4]),
