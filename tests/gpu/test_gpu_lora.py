@@ -65,6 +65,46 @@ def test_adapters_on_a_gpu_use_the_fused_products(train):
         assert any(kernel == name or kernel.startswith(f"{name}_") for kernel in run.kernels), sorted(run.kernels)
 
 
+def test_sums_in_the_kernel_of_swiglu_equal_the_same_in_float32():
+    import torch
+
+    from tests.support.models import gated_products
+
+    wide = gated_products.Case(tokens=8192, width=18944, rank=8)
+    for case in (*gated_products.CASES, wide):
+        found = gated_products.errors(case, "cuda", torch.bfloat16)
+        assert max(found.values()) <= BOUND_BF16, (case, found)
+        bits = gated_products.differing_bits(case, "cuda", torch.bfloat16)
+        assert (bits["output"], bits["y"]) == (0, 0), (case, bits)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lora_dropout": 0.0, "recompute_granularity": "none"},
+        {"lora_dropout": 0.1, "recompute_granularity": "none"},
+        {"lora_dropout": 0.1, "recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+        {"lora_dropout": 0.1, "recompute_granularity": "none", "fp8_format": "hybrid"},
+    ],
+    ids=["plain", "dropout", "recomputed", "fp8"],
+)
+def test_adapters_add_in_the_kernel_of_swiglu(train, given, monkeypatch):
+    """Losses and norms of gradients are those of a kernel each, over four steps."""
+    from megatron_trainer.lora import gated
+
+    settings = {"torch_dtype": "bfloat16", "train_type": "lora", **given}
+    fused = train(**settings, count_kernels=True)
+    monkeypatch.setattr(gated, "fits", lambda *_: False)
+    separate = train(**settings, count_kernels=True)
+    launched = [sum(n for name, n in run.kernels.items() if "add_swiglu" in name) for run in (fused, separate)]
+    assert launched[0] > 0, sorted(fused.kernels)
+    assert launched[1] == 0
+    assert fused.losses == pytest.approx(separate.losses, abs=1e-3)
+    norms = [run.run.column("grad_norm") for run in (fused, separate)]
+    assert norms[0], fused.run.log[0].keys()
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+
+
 def test_the_gradient_of_swiglu_is_that_of_autograd():
     import torch
 

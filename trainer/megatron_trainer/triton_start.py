@@ -17,14 +17,22 @@ _WIDE = 2**31
 _compiled: dict[tuple[object, ...], Any] = {}
 
 
-def start(kernel: Any, grid: tuple[int, ...], *args: object, constants: tuple[object, ...]) -> None:  # noqa: ANN401
-    """As kernel[grid](*args, *constants). kernel: what triton.jit makes, for good; constants: its last parameters."""
+def start(
+    kernel: Any,  # noqa: ANN401
+    grid: tuple[int, ...],
+    *args: object,
+    constants: tuple[object, ...],
+    **options: int,
+) -> None:
+    """As kernel[grid](*args, *constants, **options). kernel: what triton.jit makes, for good; constants: its last
+    parameters; options: of the compiler, always the same for one kernel.
+    """
     key = (id(kernel), constants, *map(_kind, args))
     known = _compiled.get(key)
     if known is not None:
         known[(*grid, 1, 1)[:3]](*args, *constants)
         return
-    found = kernel[grid](*args, *constants)
+    found = kernel[grid](*args, *constants, **options)
     if found is not None:  # the interpreter compiles nothing
         _compiled[key] = found
 

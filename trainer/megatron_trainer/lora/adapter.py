@@ -88,6 +88,12 @@ class Adapter(torch.nn.Module, ABC):
         added: torch.Tensor = self(seen, *args)
         return y + added
 
+    def apart(
+        self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `add_to`, or the output and what the caller adds to it; here always (the sum, None)."""
+        return self.add_to(y, seen, low, *args), None
+
     @abstractmethod
     def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
         """The weights of the adapted module `base`, each with its A and B."""

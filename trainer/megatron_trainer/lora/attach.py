@@ -89,24 +89,40 @@ def _bias_outside_class(base: type) -> type:
 
 
 def _with_adapter(base_forward: Forward) -> Forward:
+    """The forward pass with the adapter's term; called with apart=True it returns (y, low) for y (Adapter.apart)."""
+
     @functools.wraps(base_forward)
-    def forward(self: torch.nn.Module, x: torch.Tensor, *args: torch.Tensor, **kwargs: object) -> Output:
+    def forward(
+        self: torch.nn.Module, x: torch.Tensor, *args: torch.Tensor, apart: bool = False, **kwargs: object
+    ) -> Output:
         adapter = adapter_of(self)
         if not adapter.active:
-            return _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)[0]
+            result = _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)[0]
+            return _with_y(result, (_y_of(result), None)) if apart else result
         gathers, low = _gathers_output(self, kwargs), None
         if not gathers and not getattr(self, _RETURNS_NORM, False):
             x, low = adapter.branch(x)
         result, seen = _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)
-        y = result[0] if isinstance(result, tuple) else result
         counts = args if hasattr(self, "num_gemms") else ()  # tokens of each expert
+        if apart:
+            assert not gathers
+            return _with_y(result, adapter.apart(_y_of(result), seen, low, *counts))
         if gathers:
-            y = y + gather_from_tensor_model_parallel_region(adapter(seen, *counts), group=adapter.group)
-        else:
-            y = adapter.add_to(y, seen, low, *counts)
-        return (y, *result[1:]) if isinstance(result, tuple) else y
+            term = gather_from_tensor_model_parallel_region(adapter(seen, *counts), group=adapter.group)
+            return _with_y(result, _y_of(result) + term)
+        return _with_y(result, adapter.add_to(_y_of(result), seen, low, *counts))
 
     return forward
+
+
+def _y_of(result: Output) -> torch.Tensor:
+    y: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return y
+
+
+def _with_y(result: Output, y: Any) -> Output:  # noqa: ANN401 - a tensor, or a pair where it was asked for
+    replaced: Output = (y, *result[1:]) if isinstance(result, tuple) else y
+    return replaced
 
 
 def _with_gradients_quantized_once(base_quantizers: Forward) -> Forward:

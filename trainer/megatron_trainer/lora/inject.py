@@ -21,6 +21,7 @@ from megatron_trainer.lora import agree, select
 from megatron_trainer.lora.adapter import Settings
 from megatron_trainer.lora.attach import attach, train_biases_of_frozen_weights
 from megatron_trainer.lora.embedding import EmbeddingAdapter
+from megatron_trainer.lora.gated import fuse_activations
 from megatron_trainer.lora.grouped import GroupedAdapter
 from megatron_trainer.lora.layer import LinearAdapter
 from megatron_trainer.lora.merge import keep_original
@@ -76,6 +77,7 @@ def add_adapters(
     for name in sorted(chosen.names):
         numbers = replace(settings(args), parts=parts.get(name, 1))
         _adapt(name, modules[name], numbers, unwrapped(chunks[0]).config)
+    fuse_activations(modules, chosen.names)
     _train_in_full(chunks, args, agree.union(saved.names), keep_originals=keep_originals)
     let_gradients_through_embeddings(chunks)
     _hold_routing_biases(chunks)

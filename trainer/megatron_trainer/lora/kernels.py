@@ -9,7 +9,7 @@ Shapes: x [N, I] and A [R, I] in 16 bits, low [N, R] and its gradient low' alike
 element, packed by 8 along I, uint8 [N, ceil(I / 8)]; None keeps every element.
 """
 
-# ruff: noqa: ANN001, ANN202 - what Triton compiles takes pointers, blocks and constants
+# ruff: noqa: ANN001, ANN201, ANN202 - what Triton compiles takes pointers, blocks and constants
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _dropped_steps(dropout: float) -> int:
 def packed_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     """A new random mask for x. seed: int64 [1] on x's device."""
     num_rows, width = x.shape
-    mask = torch.empty(num_rows, _blocks(width, 8), dtype=torch.uint8, device=x.device)
-    grid = (_blocks(mask.numel(), _BLOCK_BYTES),)
+    mask = torch.empty(num_rows, blocks(width, 8), dtype=torch.uint8, device=x.device)
+    grid = (blocks(mask.numel(), _BLOCK_BYTES),)
     start(_pack, grid, seed, mask, mask.numel(), _dropped_steps(dropout), constants=(_BLOCK_BYTES, _PHILOX_ROUNDS))
     return mask
 
@@ -56,8 +56,8 @@ def down(x: Tensor, a: Tensor, mask: Tensor | None, factor: float) -> Tensor:
     (num_rows, width), rank = x.shape, a.shape[0]
     low = x.new_empty(num_rows, rank)
     start(
-        _down, (_blocks(num_rows, _BLOCK_N),), x, mask, a, low, num_rows, width, rank, factor,
-        constants=(mask is not None, _padded(rank), _BLOCK_N, _BLOCK_I),
+        _down, (blocks(num_rows, _BLOCK_N),), x, mask, a, low, num_rows, width, rank, factor,
+        constants=(mask is not None, padded(rank), _BLOCK_N, _BLOCK_I),
     )  # fmt: skip
     return low
 
@@ -67,8 +67,8 @@ def gradient_of_a(x: Tensor, of_low: Tensor, mask: Tensor | None, factor: float)
     (num_rows, width), rank = x.shape, of_low.shape[1]
     parts = torch.empty(_PARTS_OF_A, rank, width, dtype=torch.float32, device=x.device)
     start(
-        _of_a, (_blocks(width, _BLOCK_I_OF_A), _PARTS_OF_A), x, mask, of_low, parts, num_rows, width, rank, factor,
-        constants=(mask is not None, _padded(rank), _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A),
+        _of_a, (blocks(width, _BLOCK_I_OF_A), _PARTS_OF_A), x, mask, of_low, parts, num_rows, width, rank, factor,
+        constants=(mask is not None, padded(rank), _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A),
     )  # fmt: skip
     return parts.sum(0)
 
@@ -80,10 +80,10 @@ def up(
     """[N, I]: m * factor (low A), added to `onto` [N, I], in place or in new memory. A may be a transposed view."""
     (num_rows, rank), width = low.shape, a.shape[1]
     result = onto if in_place and onto is not None else a.new_empty(num_rows, width)
-    grid = (_blocks(num_rows, _BLOCK_N_UP), _blocks(width, _BLOCK_I_UP))
+    grid = (blocks(num_rows, _BLOCK_N_UP), blocks(width, _BLOCK_I_UP))
     start(
         _up, grid, low, mask, a, onto, result, num_rows, width, rank, *a.stride(), factor,
-        constants=(mask is not None, onto is not None, _padded(rank), _BLOCK_N_UP, _BLOCK_I_UP),
+        constants=(mask is not None, onto is not None, padded(rank), _BLOCK_N_UP, _BLOCK_I_UP),
     )  # fmt: skip
     return result
 
@@ -94,21 +94,22 @@ def gradients_of_up(of_y: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tenso
     Parts are summed in a fixed order. R is at most MAX_RANK_OF_UP.
     """
     (num_rows, width), rank = of_y.shape, low.shape[1]
-    num_blocks = _blocks(width, _BLOCK_I_OF_UP)
+    num_blocks = blocks(width, _BLOCK_I_OF_UP)
     low_parts = torch.empty(num_blocks, num_rows, rank, dtype=torch.float32, device=of_y.device)
     b_parts = torch.empty(_PARTS_OF_UP, width, rank, dtype=torch.float32, device=of_y.device)
     start(
         _of_up, (num_blocks, _PARTS_OF_UP), of_y, low, b, low_parts, b_parts, num_rows, width, rank,
-        constants=(_padded(rank), _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP),
+        constants=(padded(rank), _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP),
     )  # fmt: skip
     return low_parts.sum(0), b_parts.sum(0)
 
 
-def _padded(rank: int) -> int:
+def padded(rank: int) -> int:
+    """The ranks that a product in a kernel takes: a power of two that it supports."""
     return max(_SMALLEST_DOT, 1 << (rank - 1).bit_length())
 
 
-def _blocks(size: int, block: int) -> int:
+def blocks(size: int, block: int) -> int:
     """As triton.cdiv, which takes several microseconds of the host."""
     return -(-size // block)
 
@@ -164,7 +165,8 @@ def _load_a(a_ptr, ranks, columns, rank, width, by_rank, by_column):
 
 
 @triton.jit
-def _load_low(low_ptr, rows, ranks, num_rows, rank):
+def load_low(low_ptr, rows, ranks, num_rows, rank):
+    """These rows of low, zero outside."""
     inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
     return tl.load(low_ptr + rows[:, None] * rank + ranks[None, :], mask=inside, other=0.0)
 
@@ -199,7 +201,7 @@ def _of_a(
     for block in range(part, tl.cdiv(num_rows, BLOCK_N), PARTS):
         rows = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         x = _load_kept(x_ptr, mask_ptr, rows, first, num_rows, width, HAS_MASK, BLOCK_N, BLOCK_I)
-        total = tl.dot(tl.trans(_load_low(of_low_ptr, rows, ranks, num_rows, rank)), x, total)
+        total = tl.dot(tl.trans(load_low(of_low_ptr, rows, ranks, num_rows, rank)), x, total)
     inside = (ranks[:, None] < rank) & (columns[None, :] < width)
     place = (part * rank + ranks[:, None]) * width + columns[None, :]
     tl.store(parts_ptr + place, total * factor, mask=inside)
@@ -215,7 +217,7 @@ def _up(
     columns = first + tl.arange(0, BLOCK_I)
     ranks = tl.arange(0, R)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
-    low = _load_low(low_ptr, rows, ranks, num_rows, rank)
+    low = load_low(low_ptr, rows, ranks, num_rows, rank)
     result = tl.dot(low, _load_a(a_ptr, ranks, columns, rank, width, by_rank, by_column)) * factor
     if HAS_MASK:
         result = tl.where(_is_kept(mask_ptr, rows, first, num_rows, width, BLOCK_N, BLOCK_I), result, 0.0)
@@ -239,7 +241,7 @@ def _of_up(
         rows = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
         of_y = tl.load(of_y_ptr + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
-        of_b = tl.dot(tl.trans(of_y), _load_low(low_ptr, rows, ranks, num_rows, rank), of_b)
+        of_b = tl.dot(tl.trans(of_y), load_low(low_ptr, rows, ranks, num_rows, rank), of_b)
         place = (tl.cast(block_of_columns, tl.int64) * num_rows + rows[:, None]) * rank + ranks[None, :]
         tl.store(low_parts_ptr + place, tl.dot(of_y, b), mask=(rows[:, None] < num_rows) & (ranks[None, :] < rank))
     tl.store(b_parts_ptr + (part * width + columns[:, None]) * rank + ranks[None, :], of_b, mask=inside_b)

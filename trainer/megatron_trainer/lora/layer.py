@@ -64,14 +64,21 @@ class LinearAdapter(Adapter):
         self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
     ) -> torch.Tensor:
         """The output y plus the adapter's term, in place where the kernels run."""
+        y, low = self.apart(y, seen, low, *args)
+        return y if low is None else fused.add_up(y, low, self.B)
+
+    def apart(
+        self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(y, what fused.add_up with B adds to it), or (the sum, None) where its kernels do not run."""
         if low is None:  # not from `branch`: a fused norm's output, or no kernels here
             _, low = self.branch(seen)
         if low is None:
-            return super().add_to(y, seen, None, *args)
+            return super().add_to(y, seen, None, *args), None
         low = _exchanged(low, self.place)
         if y.dtype == low.dtype and y.is_contiguous():
-            return fused.add_up(y, low, self.B)
-        return y + torch.nn.functional.linear(low, self.B)
+            return y, low
+        return y + torch.nn.functional.linear(low, self.B), None
 
     def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
         """The weight of `base` and its A and B."""

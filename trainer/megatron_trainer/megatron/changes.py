@@ -189,6 +189,19 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="lora.gated",
+        why="The term of an adapter on the first linear is added by a kernel of its own before SwiGLU's reads the sum, "
+        "and in the backward pass a third kernel reads what SwiGLU's wrote.",
+        until="MLP takes the activation of the first linear's output as a module",
+        backends="GPU",
+        rests_on={
+            "megatron.core.transformer.mlp:MLP.forward": "9ac56e9ef8c7",
+            "megatron.core.fusions.fused_bias_swiglu:bias_swiglu_impl": "a1876cdd0071",
+            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.forward": "0b76e746c9f0",
+            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.backward": "096a40a28fc7",
+        },
+    ),
+    Change(
         ours="megatron.patches.router",
         why="Balancing losses of padded rows come out too strong by the size of the group.",
         until="get_tokens_per_expert_and_token_count returns the rank's own count of tokens",

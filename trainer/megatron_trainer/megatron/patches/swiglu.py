@@ -5,7 +5,7 @@ y = silu(first) * second, with both side by side in one tensor; the gradient is 
 compiled kernel does element by element, computing both halves for each.
 """
 
-# ruff: noqa: ANN001, ANN202 - what Triton compiles takes pointers, blocks and constants
+# ruff: noqa: ANN001, ANN201, ANN202 - what Triton compiles takes pointers, blocks and constants
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
@@ -72,6 +72,20 @@ def gradient(of_output: Tensor, both: Tensor) -> Tensor:
 
 
 @triton.jit
+def silu_product(first, second):
+    """SwiGLU of two blocks in float32."""
+    return first * tl.sigmoid(first) * second
+
+
+@triton.jit
+def gradients_of_halves(of_output, first, second):
+    """(of_first, of_second), all blocks in float32."""
+    sigmoid = tl.sigmoid(first)
+    silu = first * sigmoid
+    return of_output * second * (sigmoid + silu * (1.0 - sigmoid)), of_output * silu
+
+
+@triton.jit
 def _swiglu(both_ptr, result_ptr, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -79,7 +93,7 @@ def _swiglu(both_ptr, result_ptr, width, BLOCK: tl.constexpr):
     first_place = row * 2 * width + columns
     first = tl.load(both_ptr + first_place, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(both_ptr + first_place + width, mask=inside, other=0.0).to(tl.float32)
-    result = first * tl.sigmoid(first) * second
+    result = silu_product(first, second)
     tl.store(result_ptr + row * width + columns, result.to(result_ptr.dtype.element_ty), mask=inside)
 
 
@@ -92,9 +106,7 @@ def _swiglu_gradient(of_output_ptr, both_ptr, result_ptr, width, BLOCK: tl.const
     first = tl.load(both_ptr + first_place, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(both_ptr + first_place + width, mask=inside, other=0.0).to(tl.float32)
     of_output = tl.load(of_output_ptr + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(first)
-    silu = first * sigmoid
-    of_first = of_output * second * (sigmoid + silu * (1.0 - sigmoid))
+    of_first, of_second = gradients_of_halves(of_output, first, second)
     element = result_ptr.dtype.element_ty
     tl.store(result_ptr + first_place, of_first.to(element), mask=inside)
-    tl.store(result_ptr + first_place + width, (of_output * silu).to(element), mask=inside)
+    tl.store(result_ptr + first_place + width, of_second.to(element), mask=inside)
