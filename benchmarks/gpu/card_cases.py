@@ -64,7 +64,7 @@ class Chain:
 class Speed:
     """A shape with random weights on full rows. raw: options of raw_megatron_core.py for the same, None for none.
 
-    depth: "as fits" takes as many layers as the plan says that a card holds.
+    depth: "as fits" takes as many layers as the plan says that a card holds. steps: of which the first six do not count.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Speed:
     depth: str = "whole"
     target: str = ""
     limit_s: float = 150.0
+    steps: int = 16
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,7 +145,7 @@ def speeds(num_cards: int) -> list[Speed]:
             shape=SHAPE,
             num_cards=n,
             arguments={**batches(4, 2, n), **OVERLAP},
-            raw=("4", "2", "--overlap"),
+            raw=("4", "2", "--overlap") if n > 2 else None,
             target="0.95 of one card",
         ),
         *(_of_two_cards() if n == 2 else ()),
@@ -181,6 +182,7 @@ def _of_two_cards() -> tuple[Speed, ...]:
             shape=SHAPE,
             num_cards=2,
             arguments={"pipeline_model_parallel_size": 2, **batches(4, 16)},
+            steps=10,
         ),
         experts,
         replace(experts, name="16 experts, ep2", num_cards=2, arguments=two, target="0.9 of one card"),

@@ -26,7 +26,7 @@ from megatron_trainjob.memory.fitting import HEADROOM
 from tests.support.models import tiny_model
 
 GIB = 1024**3
-WARM_UP_STEPS, STEPS = 6, 16
+WARM_UP_STEPS = 6
 POLL_S = 0.2
 RELEASE_S = 2.0  # until the driver has taken back the memory of killed processes
 COMMON: Mapping[str, Any] = {
@@ -143,7 +143,7 @@ def measure(case: Speed, model: Path, data: Path, folder: Path) -> Measured:
     log = folder / "run" / "logging.jsonl"
     with running(command, folder / "log", environment, case.num_cards) as process:
         until = time.monotonic() + case.limit_s
-        while process.poll() is None and time.monotonic() < until and _last_step(log) < STEPS:
+        while process.poll() is None and time.monotonic() < until and _last_step(log) < case.steps:
             time.sleep(POLL_S)
         code = process.poll()
     warm = [line for line in _lines(log) if line["iteration"] > WARM_UP_STEPS]

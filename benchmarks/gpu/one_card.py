@@ -49,6 +49,7 @@ def cases() -> list[Speed]:
     seven = (batches(1, 16), ONE_BYTE_MOMENTS)
     return [
         case("full", SHAPE, batches(4, 2)),
+        case("full-two-bytes", SHAPE, small, batches(8, 1)),
         case("rows", SHAPE, batches(4, 2), raw=("4", "2")),
         *(case(f"full-fp8{name}", SHAPE, batches(4, 2), recipe) for name, recipe in RECIPES.items()),
         case("rows-fp8", SHAPE, batches(4, 2), FP8, raw=("4", "2", "--fp8")),

@@ -11,6 +11,7 @@ from tests.support.models import tiny_model
 pytestmark = pytest.mark.gpu
 
 KERNEL = "_fused_rope"
+RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 BF16: dict[str, Any] = {"torch_dtype": "bfloat16", "recompute_granularity": "none"}
 
 
@@ -60,7 +61,9 @@ def test_positions_are_made_without_asking_the_card():
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-@pytest.mark.parametrize("given", [{"padding_free": True}, {}, {"recompute_granularity": "full"}])
+@pytest.mark.parametrize(
+    "given", [{"padding_free": True}, {}, RECOMPUTED], ids=["padding_free", "padded", "recomputed"]
+)
 def test_losses_and_gradients_are_those_without_the_kernel(train, model_root, monkeypatch, name, given):
     settings = {**BF16, **given, "model": tiny_model.make(name, model_root), "count_kernels": True}
     ours = train(**settings)
