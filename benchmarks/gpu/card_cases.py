@@ -64,7 +64,7 @@ class Chain:
 class Speed:
     """A shape with random weights on full rows. raw: options of raw_megatron_core.py for the same, None for none.
 
-    depth: "as fits" takes as many layers as the plan says that a card holds. steps: of which the first six do not count.
+    depth: "as fits" takes as many layers as the plan says that a card holds. steps: of which the first six are warm-up.
     """
 
     name: str
