@@ -143,7 +143,7 @@ def _set_gradients_once(part: Any) -> None:
 
 @dataclass(kw_only=True)
 class _Group:
-    """The table of a group of parameters, made again where a tensor has moved or been replaced."""
+    """The table of a group of parameters, built once and whenever a tensor has moved or been replaced."""
 
     inner: Any
     weights: dict[Tensor, Tensor]
