@@ -45,6 +45,11 @@ class LossTokens:
             some = slice(start, min(start + at_once, length))
             yield some, self.labels_PM[:, some].flatten(), self.weights_PM[:, some].flatten()
 
+    def taken(self, values_BT: Tensor) -> Tensor:
+        """Values of the tokens that take part [P, M]."""
+        values_PL = values_BT.t().reshape(len(self.labels_PM), -1)
+        return values_PL if self.places_PM is None else values_PL.gather(1, self.places_PM)
+
     def places(self, some: slice) -> slice | Tensor:
         """Where these of the M tokens are among this rank's hidden states."""
         return some if self.places_PM is None else self.places_PM[self.own, some]

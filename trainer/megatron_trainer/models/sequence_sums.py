@@ -3,8 +3,8 @@
 The output layer and the softmax run over a few tokens at a time and again in the backward pass, so that only one chunk
 of logits, the largest tensor of a run with a large vocabulary, exists. Logits are not computed for tokens without loss.
 
-Shape suffixes: T tokens of this rank, B rows, N trained tokens, H hidden, V vocabulary columns of this rank,
-S sequences of the micro-batch.
+Shape suffixes: T tokens of this rank, B rows, P parts of the sequence, M tokens of each part whose logits are computed,
+N of them in a chunk over all parts, H hidden, V vocabulary columns of this rank, S sequences of the micro-batch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.logits import mask_padded_columns, num_real_columns
+from megatron_trainer.models.loss_tokens import loss_tokens
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.memory.estimate import LOGITS_AT_ONCE
 
@@ -60,27 +61,19 @@ class SequenceSums:
         """(hidden states [n, 1, H], labels, sequences, 1 where trained else 0), chunk by chunk.
 
         split: the output layer gathers its input over the tensor-parallel ranks, so each gives an equal part of a
-        chunk, and all tokens take part.
+        chunk.
         """
-        flat_LH = hidden_TBH.flatten(0, 1)
-        labels_L, sequence_L, trained_L = (
-            tensor_BT.t().flatten()
-            for tensor_BT in (self.batch.labels_BT, self.batch.sequence_BT, self.batch.loss_weight_BT != 0)
-        )
-        parts = parallel_state.get_tensor_model_parallel_world_size() if split else 1
-        size = max(LOGITS_AT_ONCE // self._width() // parts, 1)
-        places_L = torch.arange(len(flat_LH), device=flat_LH.device)
-        if not split:
-            places_L = trained_L.nonzero().flatten() if bool(trained_L.any()) else places_L[:1]
-        for own_N in torch.split(places_L, size):
-            # The same places on every rank's part, in the order in which the output layer gathers them.
-            all_N = torch.cat([own_N + part * len(flat_LH) for part in range(parts)])
-            yield (
-                flat_LH[own_N][:, None],
-                labels_L[all_N].clamp(min=0),
-                sequence_L[all_N].clamp(min=0),
-                trained_L[all_N].float(),
-            )
+        flat_LH, batch = hidden_TBH.flatten(0, 1), self.batch
+        parts, own = 1, 0
+        if split:
+            parts = parallel_state.get_tensor_model_parallel_world_size()
+            own = parallel_state.get_tensor_model_parallel_rank()
+        tokens = loss_tokens(batch.labels_BT, batch.loss_weight_BT, batch.has_loss_BT, num_parts=parts, own=own)
+        sequence_PM = tokens.taken(batch.sequence_BT)
+        for some, labels_N, weights_N in tokens.chunks(max(LOGITS_AT_ONCE // self._width() // parts, 1)):
+            hidden_N1H = flat_LH[tokens.places(some)][:, None]
+            sequence_N = sequence_PM[:, some].flatten().clamp(min=0)
+            yield hidden_N1H, labels_N.clamp(min=0), sequence_N, (weights_N != 0).float()
 
     def _width(self) -> int:
         tensor_ranks: int = parallel_state.get_tensor_model_parallel_world_size()
