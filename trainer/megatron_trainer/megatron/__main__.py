@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from megatron_trainer.megatron.changes import CHANGES
-from megatron_trainer.megatron.register import problem, table
+from megatron_trainer.megatron.register import ALL_CHANGES, problem, table
 
 PAGE = Path("docs/moving-megatron-core.md")
 BEGIN, END = "<!-- register: generated, do not edit -->\n", "<!-- end of register -->\n"
@@ -21,8 +20,8 @@ def main() -> int:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}", encoding="utf-8")
         return 0
-    problems = [found for change in CHANGES for symbol in change.rests_on if (found := problem(change, symbol))]
-    print("\n".join(problems) or f"all {len(CHANGES)} changes match the reviewed source")
+    problems = [found for change in ALL_CHANGES for symbol in change.rests_on if (found := problem(change, symbol))]
+    print("\n".join(problems) or f"all {len(ALL_CHANGES)} changes match the reviewed source")
     return 1 if problems else 0
 
 

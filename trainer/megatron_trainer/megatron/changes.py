@@ -31,11 +31,10 @@ class Change:
 
 
 _RANDOM = "megatron.core.tensor_parallel.random"
-_DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
+DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 _FLOAT16_OPTIMIZER = "megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params"
-_DATA_PARALLEL = "megatron.core.distributed.distributed_data_parallel:DistributedDataParallel"
-_EMBEDDINGS = "megatron.core.models.common.embeddings"
-_ATTENTION = "megatron.core.transformer.attention"
+EMBEDDINGS = "megatron.core.models.common.embeddings"
+ATTENTION = "megatron.core.transformer.attention"
 _ROUTER = "megatron.core.transformer.moe.router:TopKRouter"
 _EXPERTS = "megatron.core.transformer.moe.moe_layer:MoELayer"
 _SHARED_EXPERTS = "megatron.core.transformer.moe.shared_experts:SharedExpertMLP"
@@ -79,9 +78,9 @@ CHANGES: tuple[Change, ...] = (
         until="DistributedOptimizer restores torch.optim.Adam's step for each parameter",
         backends="without TransformerEngine",
         rests_on={
-            f"{_DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
-            f"{_DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
-            f"{_DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
+            f"{DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
+            f"{DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
+            f"{DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
         },
     ),
     Change(
@@ -119,9 +118,9 @@ CHANGES: tuple[Change, ...] = (
         until="megatron-core saves the shards as the ranks hold them (docs/decisions/0008)",
         backends="CPU and GPU",
         rests_on={
-            f"{_DISTRIBUTED_OPTIMIZER}.sharded_param_state_fully_reshardable": "132366305b19",
-            f"{_DISTRIBUTED_OPTIMIZER}.load_parameter_state_from_fully_reshardable": "45254edb9ab5",
-            f"{_DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
+            f"{DISTRIBUTED_OPTIMIZER}.sharded_param_state_fully_reshardable": "132366305b19",
+            f"{DISTRIBUTED_OPTIMIZER}.load_parameter_state_from_fully_reshardable": "45254edb9ab5",
+            f"{DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
         },
     ),
     Change(
@@ -141,64 +140,10 @@ CHANGES: tuple[Change, ...] = (
         until="state_dict and load_state_dict leave the tensors alone, and param is the float32 main parameter",
         backends="GPU",
         rests_on={
-            f"{_DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
-            f"{_DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
-            f"{_DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
-            f"{_DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
-        },
-    ),
-    Change(
-        ours="megatron.patches.one_pass_update",
-        why="Gradients are scaled, clipped and used, and main parameters copied, in a pass over all parameters each.",
-        until="TransformerEngine's Adam takes a factor for gradients, writes the weights, and is as fast",
-        backends="GPU",
-        rests_on={
-            f"{_DISTRIBUTED_OPTIMIZER}._copy_main_params_to_model_params": "2dca79c16949",
-            f"{_DISTRIBUTED_OPTIMIZER}._copy_model_grads_to_main_grads": "27921989a6b6",
-            f"{_DISTRIBUTED_OPTIMIZER}.zero_grad": "2b43cb219a3c",
-            "megatron.core.optimizer.optimizer:MegatronOptimizer.get_grads_for_grad_norm": "86b4623e73e4",
-            "megatron.core.optimizer.optimizer:MixedPrecisionOptimizer.step_with_ready_grads": "bb3f323cb1e1",
-            "megatron.core.optimizer.optimizer:ChainedOptimizer.step": "8d7e09efc5ce",
-            "megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32": "19d15a603c4a",
-            f"{_DATA_PARALLEL}.scale_gradients": "3a65893cce2b",
-            "megatron.core.distributed.finalize_model_grads:finalize_model_grads": "3f44cc8723b8",
-        },
-    ),
-    Change(
-        ours="megatron.patches.swiglu",
-        why="What torch.compile makes of SwiGLU reaches half of the memory's bandwidth in the backward pass, and takes "
-        "the host long to start.",
-        until="the compiled kernel computes each half once, and starts as fast",
-        backends="GPU",
-        rests_on={
-            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.forward": "0b76e746c9f0",
-            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.backward": "096a40a28fc7",
-        },
-    ),
-    Change(
-        ours="megatron.patches.rotation",
-        why="Queries and keys are rotated by a kernel each, values are copied besides, and the three gradients are put "
-        "together again: five passes over memory where one each way is enough.",
-        until="fused_single_qkv_rope takes packed rows and partly rotated heads",
-        backends="GPU",
-        rests_on={
-            f"{_ATTENTION}:Attention.forward": "3575d9a5caad",
-            f"{_ATTENTION}:SelfAttention.get_query_key_value_tensors": "3f4f30155881",
-            f"{_EMBEDDINGS}.rope_utils:apply_rotary_pos_emb": "f550ca2c3032",
-            "megatron.core.packed_seq_params:PackedSeqParams": "d07da2d51aa7",
-        },
-    ),
-    Change(
-        ours="lora.gated",
-        why="The term of an adapter on the first linear is added by a kernel of its own before SwiGLU's reads the sum, "
-        "and in the backward pass a third kernel reads what SwiGLU's wrote.",
-        until="MLP takes the activation of the first linear's output as a module",
-        backends="GPU",
-        rests_on={
-            "megatron.core.transformer.mlp:MLP.forward": "9ac56e9ef8c7",
-            "megatron.core.fusions.fused_bias_swiglu:bias_swiglu_impl": "a1876cdd0071",
-            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.forward": "0b76e746c9f0",
-            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.backward": "096a40a28fc7",
+            f"{DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
+            f"{DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
+            f"{DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
+            f"{DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
         },
     ),
     Change(
@@ -241,8 +186,8 @@ CHANGES: tuple[Change, ...] = (
         until="latent attention takes frequencies and an attention factor as values",
         backends="CPU and GPU",
         rests_on={
-            f"{_EMBEDDINGS}.yarn_rotary_pos_embedding:YarnRotaryEmbedding.forward": "22ac6f1168b9",
-            f"{_EMBEDDINGS}.rotary_pos_embedding:RotaryEmbedding.forward": "c9271dae2145",
+            f"{EMBEDDINGS}.yarn_rotary_pos_embedding:YarnRotaryEmbedding.forward": "22ac6f1168b9",
+            f"{EMBEDDINGS}.rotary_pos_embedding:RotaryEmbedding.forward": "c9271dae2145",
             f"{_LATENT_ATTENTION}.get_query_key_value_tensors": "ca4f9f9258a2",
         },
     ),
@@ -272,7 +217,7 @@ CHANGES: tuple[Change, ...] = (
         why="Rotating a packed row by angles of the whole row asks the card for the bounds of each sequence.",
         until="_apply_rotary_pos_emb_thd takes such angles as they are where no ranks split the row",
         backends="CPU and GPU",
-        rests_on={f"{_EMBEDDINGS}.rope_utils:_apply_rotary_pos_emb_thd": "c721f4540e95"},
+        rests_on={f"{EMBEDDINGS}.rope_utils:_apply_rotary_pos_emb_thd": "c721f4540e95"},
     ),
     Change(
         ours="models.padding",
@@ -322,8 +267,8 @@ CHANGES: tuple[Change, ...] = (
         until="GPTModel takes frequencies and an attention factor as values",
         backends="CPU and GPU",
         rests_on={
-            f"{_EMBEDDINGS}.rotary_pos_embedding:RotaryEmbedding.get_freqs_non_repeated": "02785920d530",
-            f"{_EMBEDDINGS}.yarn_rotary_pos_embedding:_yarn_get_concentration_factor_from_config": "cd066651ec0b",
+            f"{EMBEDDINGS}.rotary_pos_embedding:RotaryEmbedding.get_freqs_non_repeated": "02785920d530",
+            f"{EMBEDDINGS}.yarn_rotary_pos_embedding:_yarn_get_concentration_factor_from_config": "cd066651ec0b",
         },
     ),
     Change(
@@ -368,9 +313,9 @@ CHANGES: tuple[Change, ...] = (
         until="the configuration has head sizes by layer, and attention normalizes values and takes keys for them",
         backends="CPU and GPU",
         rests_on={
-            f"{_ATTENTION}:SelfAttention.__init__": "da0c27ea1f46",
-            f"{_ATTENTION}:SelfAttention.get_query_key_value_tensors": "3f4f30155881",
-            f"{_ATTENTION}:Attention.forward": "3575d9a5caad",
+            f"{ATTENTION}:SelfAttention.__init__": "da0c27ea1f46",
+            f"{ATTENTION}:SelfAttention.get_query_key_value_tensors": "3f4f30155881",
+            f"{ATTENTION}:Attention.forward": "3575d9a5caad",
         },
     ),
     Change(

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_trainer.megatron.changes import CHANGES, Change
+from megatron_trainer.megatron.changes_for_speed import CHANGES_FOR_SPEED
+
+ALL_CHANGES = (*CHANGES, *CHANGES_FOR_SPEED)
 
 
 def digest(symbol: str) -> str:
@@ -64,7 +67,7 @@ def _review(change: Change) -> str:
 def table() -> str:
     """The register as a Markdown table for docs/moving-megatron-core.md."""
     head = "| what it rests on | changed in | why | where | can go when | upstream |\n|---|---|---|---|---|---|\n"
-    return head + "".join(map(_row, CHANGES))
+    return head + "".join(map(_row, ALL_CHANGES))
 
 
 def _row(change: Change) -> str:
