@@ -1,8 +1,8 @@
-"""What is replaced in megatron-core for speed on GPUs: kernels of our own, where its results are the same (see changes)."""
+"""What is replaced in megatron-core for speed on GPUs: kernels of our own with the same results (see changes)."""
 
 from __future__ import annotations
 
-from megatron_trainer.megatron.changes import ATTENTION, Change, DISTRIBUTED_OPTIMIZER, EMBEDDINGS
+from megatron_trainer.megatron.changes import ATTENTION, DISTRIBUTED_OPTIMIZER, EMBEDDINGS, Change
 
 _DATA_PARALLEL = "megatron.core.distributed.distributed_data_parallel:DistributedDataParallel"
 
