@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from megatron_trainer import environment, gpu_errors, lost_peer
+from megatron_trainer import environment, gpu_errors, lost_peer, start_stages
 from megatron_trainer.environment import Environment
 from megatron_trainer.process import container, operator_line, ranks
 from megatron_trainer.process.operator_line import OperatorLine
@@ -163,8 +163,8 @@ def _run_attempt(node: Node, attempt: int) -> TerminationRecord | None:
     """Starts the ranks and waits for their end, which a directive brings about too; how they failed, if they did."""
     node.line.tell(attempt, "starting")
     began = time.monotonic()
+    start_stages.begin(node.stages_file)
     starter = node.starter()
-    node.stages_file.unlink(missing_ok=True)
     node.ranks, node.is_superseded = [], False
     for index in range(node.count):
         if node.is_stopping:

@@ -17,10 +17,10 @@ from dataclasses import replace
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
-from megatron_trainer import clock
+from megatron_trainer import clock, start_stages
 from megatron_trainer.environment import Environment
 from megatron_trainer.process import container
 from megatron_trainjob import environment as names
@@ -235,10 +235,9 @@ def _channel(variables: Mapping[str, str]) -> Channel | None:
 def _stages(path: Path, since: float) -> dict[Stage, float]:
     """Seconds from the start of the ranks to each stage, from the lines that rank 0 has written."""
     try:
-        noted: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+        moments = start_stages.moments(path)
     except (OSError, ValueError):
         return {}
-    moments = {each["stage"]: float(each["at"]) for each in noted}
     return {stage: max(0.0, moments[stage] - since) for stage in launcher.STAGES if stage in moments}
 
 
