@@ -34,6 +34,7 @@ LINGER_S = 10.0  # how long the other ranks may take to fail by themselves befor
 LINGER_AFTER_CAUSE_S = 1.0  # the same once the first failed rank gave a reason or was killed: others only wait
 POLL_S = 0.05
 STACKS_S = 0.2  # how long a rank may take to write its stacks
+STACKS_APART_S = 0.02  # between two ranks: stacks are written piece by piece, and those of two at once cannot be read
 STACKS_AFTER_S = 30.0  # a rank that is asked to end and takes longer writes them: it saves, or hangs
 
 
@@ -88,6 +89,7 @@ class Node:
         self.stacks_due = float("inf")
         for rank in self.ranks:
             rank.process.send_signal(signal.SIGUSR2)
+            time.sleep(STACKS_APART_S)
 
     def directed(self, attempt: int) -> int | None:
         """The later attempt that the operator wants the ranks to be of, None for none."""
