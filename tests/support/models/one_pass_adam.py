@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_trainer.megatron.patches import one_pass_adam, remainders
 from megatron_trainer.megatron.patches.one_pass_adam import Numbers, Settings
 
-SIZES = ((40_000, 16, 70_000), (13, 32_769))
+SIZES = ((32_784, 16), (13, 32_769))
 """Of parameters: multiples of 16 elements, which are loaded 16 bytes at a time, and others."""
 TYPES = (torch.float32, torch.bfloat16)
 SETTINGS = Settings(rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.1, step=3)
