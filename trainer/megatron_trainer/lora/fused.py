@@ -71,7 +71,7 @@ class _Branch(Function):
         of_low_NR = of_low.reshape(-1, a.shape[0]).contiguous()
         of_x = of_a = None
         if ctx.needs_input_grad[1]:
-            of_a = kernels.gradient_of_a(rows_NI, of_low_NR, mask, ctx.factor)
+            of_a = kernels.gradient_of_a(rows_NI, of_low_NR, mask, ctx.factor).to(a.dtype)
         if ctx.needs_input_grad[0]:
             others = None if of_passed is None else of_passed.reshape(rows_NI.shape).contiguous()
             shape = (*of_low.shape[:-1], rows_NI.shape[-1])
@@ -98,8 +98,8 @@ class _AddUp(Function):
         low, b = ctx.saved_tensors
         rows_NO, low_NR = of_y.reshape(-1, of_y.shape[-1]), low.reshape(-1, low.shape[-1])
         if all(ctx.needs_input_grad[1:]) and b.shape[1] <= kernels.MAX_RANK_OF_UP:
-            found_NR, found_OR = kernels.gradients_of_up(rows_NO.contiguous(), low_NR.contiguous(), b.contiguous())
-            return of_y, found_NR.view(low.shape), found_OR
+            sums_NR, sums_OR = kernels.gradients_of_up(rows_NO.contiguous(), low_NR.contiguous(), b.contiguous())
+            return of_y, sums_NR.to(low.dtype).view(low.shape), sums_OR.to(b.dtype)
         of_low = (rows_NO @ b).view(low.shape) if ctx.needs_input_grad[1] else None
         of_b = rows_NO.t() @ low_NR if ctx.needs_input_grad[2] else None
         return of_y, of_low, of_b

@@ -107,5 +107,6 @@ class _AddSwiGLU(Function):
 
         both, low_NR, b = ctx.saved_tensors
         rows_NF = of_result.reshape(-1, of_result.shape[-1]).contiguous()
-        of_both, of_low_NR, of_b = gated_kernels.gradients_of_add_swiglu(rows_NF, both, low_NR, b.contiguous())
-        return of_both.view(*of_result.shape[:-1], -1), of_low_NR.view(ctx.low_shape), of_b
+        of_both, sums_NR, of_b = gated_kernels.gradients_of_add_swiglu(rows_NF, both, low_NR, b.contiguous())
+        of_low = sums_NR.to(low_NR.dtype).view(ctx.low_shape)
+        return of_both.view(*of_result.shape[:-1], -1), of_low, of_b.to(b.dtype)

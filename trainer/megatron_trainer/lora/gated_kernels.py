@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_trainer.lora.kernels import MAX_RANK_OF_UP, blocks, load_low, padded, sum_of_parts
+from megatron_trainer.lora.kernels import MAX_RANK_OF_UP, blocks, load_low, padded
 from megatron_trainer.megatron.patches.swiglu import gradients_of_halves, silu_product
 from megatron_trainer.triton_start import start
 
@@ -40,7 +40,7 @@ def add_swiglu(both: Tensor, low: Tensor, b: Tensor) -> Tensor:
 
 
 def gradients_of_add_swiglu(of_result: Tensor, both: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(of_both [N, 2 F]; of_low [N, R] and of_b [2 F, R]), from the sum that `add_swiglu` left in `both`.
+    """(of_both [N, 2 F]; of_low [N, R] and of_b [2 F, R] in float32), from the sum that `add_swiglu` left in `both`.
 
     Parts are summed in a fixed order. R is at most MAX_RANK; all contiguous.
     """
@@ -53,7 +53,7 @@ def gradients_of_add_swiglu(of_result: Tensor, both: Tensor, low: Tensor, b: Ten
         _of_add_swiglu, (num_blocks, _PARTS), of_result, both, low, b, of_both, low_parts, b_parts,
         num_rows, width, rank, constants=(padded(rank), _BLOCK_N_BACK, _BLOCK_F_BACK, _PARTS), **_OPTIONS_BACK,
     )  # fmt: skip
-    return of_both, sum_of_parts(low_parts, low.dtype), sum_of_parts(b_parts, b.dtype)
+    return of_both, low_parts.sum(0), b_parts.sum(0)
 
 
 @triton.jit

@@ -29,7 +29,6 @@ _BLOCK_N, _BLOCK_I = 32, 256
 _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A = 64, 128, 16
 _BLOCK_N_UP, _BLOCK_I_UP = 32, 128
 _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP = 64, 256, 16
-_BLOCK_PARTS, _BLOCK_SUMS = 16, 128
 MAX_RANK_OF_UP = 32
 """Of `gradients_of_up`, which holds a block of A and of its gradient in registers."""
 
@@ -64,14 +63,14 @@ def down(x: Tensor, a: Tensor, mask: Tensor | None, factor: float) -> Tensor:
 
 
 def gradient_of_a(x: Tensor, of_low: Tensor, mask: Tensor | None, factor: float) -> Tensor:
-    """[R, I]: factor low'^T (x * m). Parts of the rows are summed in a fixed order."""
+    """[R, I], float32: factor low'^T (x * m). Parts of the rows are summed in a fixed order."""
     (num_rows, width), rank = x.shape, of_low.shape[1]
     parts = torch.empty(_PARTS_OF_A, rank, width, dtype=torch.float32, device=x.device)
     start(
         _of_a, (blocks(width, _BLOCK_I_OF_A), _PARTS_OF_A), x, mask, of_low, parts, num_rows, width, rank, factor,
         constants=(mask is not None, padded(rank), _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A),
     )  # fmt: skip
-    return sum_of_parts(parts, x.dtype)
+    return parts.sum(0)
 
 
 def up(
@@ -90,7 +89,7 @@ def up(
 
 
 def gradients_of_up(of_y: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(of_low [N, R], of_b [O, R]) for y = low B^T [N, O], in one pass over its gradient.
+    """(of_low [N, R], of_b [O, R]), float32, for y = low B^T [N, O], in one pass over its gradient.
 
     Parts are summed in a fixed order. R is at most MAX_RANK_OF_UP.
     """
@@ -102,15 +101,7 @@ def gradients_of_up(of_y: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tenso
         _of_up, (num_blocks, _PARTS_OF_UP), of_y, low, b, low_parts, b_parts, num_rows, width, rank,
         constants=(padded(rank), _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP),
     )  # fmt: skip
-    return sum_of_parts(low_parts, low.dtype), sum_of_parts(b_parts, b.dtype)
-
-
-def sum_of_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """[...]: the sum of parts [P, ...], float32 and contiguous, in a fixed order; the kernel rounds it to dtype."""
-    result = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
-    grid, size = (blocks(result.numel(), _BLOCK_SUMS),), result.numel()
-    start(_sum, grid, parts, result, parts.shape[0], size, constants=(_BLOCK_PARTS, _BLOCK_SUMS))
-    return result
+    return low_parts.sum(0), b_parts.sum(0)
 
 
 def padded(rank: int) -> int:
@@ -254,15 +245,3 @@ def _of_up(
         place = (tl.cast(block_of_columns, tl.int64) * num_rows + rows[:, None]) * rank + ranks[None, :]
         tl.store(low_parts_ptr + place, tl.dot(of_y, b), mask=(rows[:, None] < num_rows) & (ranks[None, :] < rank))
     tl.store(b_parts_ptr + (part * width + columns[:, None]) * rank + ranks[None, :], of_b, mask=inside_b)
-
-
-@triton.jit
-def _sum(parts_ptr, result_ptr, num_parts, size, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Loads many parts at once: one after the other would take as many times the memory's latency."""
-    places, parts = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_PARTS)
-    size_wide = tl.cast(size, tl.int64)
-    total = tl.zeros([BLOCK_PARTS, BLOCK], dtype=tl.float32)
-    for first in range(0, num_parts, BLOCK_PARTS):
-        inside = (first + parts[:, None] < num_parts) & (places[None, :] < size)
-        total += tl.load(parts_ptr + (first + parts[:, None]) * size_wide + places[None, :], mask=inside, other=0.0)
-    tl.store(result_ptr + places, tl.sum(total, 0).to(result_ptr.dtype.element_ty), mask=places < size)
