@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.support.interpreted import lines_of
 
 pytest.importorskip("triton")
 
@@ -17,10 +14,7 @@ TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module")
 def lines() -> list[dict]:
-    command = [sys.executable, "-m", "tests.support.models.adapter_products"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return lines_of("tests.support.models.adapter_products")
 
 
 def test_output_and_gradients_equal_the_same_in_float32(lines):

@@ -1,23 +1,14 @@
 """Adam's kernel, which Triton interprets here; on a GPU, and in a training: tests/gpu/test_gpu_update.py."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.support.interpreted import lines_of
 
 pytest.importorskip("triton")
 
 
 def test_a_step_is_that_of_torch_in_every_combination_of_types():
-    command = [sys.executable, "-m", "tests.support.models.one_pass_adam"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "MTJ_DEVICE": "cpu"}
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = lines_of("tests.support.models.one_pass_adam")
     assert len(lines) == 16
     for line in lines:
         assert line["error"] <= 1e-6, line

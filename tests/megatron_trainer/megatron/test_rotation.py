@@ -1,34 +1,20 @@
 """The kernel of rotary embedding, which Triton interprets here; on a GPU: tests/gpu/test_gpu_rotation.py."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.support.interpreted import lines_of
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[3]
-
-
-def run(module: str) -> dict[str, float]:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "MTJ_DEVICE": "cpu"}
-    command = [sys.executable, "-m", module]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    errors: dict[str, float] = json.loads(done.stdout)
-    return errors
-
 
 def test_outputs_and_gradients_are_those_of_megatron_core():
-    errors = run("tests.support.models.rotation_cases")
+    (errors,) = lines_of("tests.support.models.rotation_cases")
     assert errors
     assert max(errors.values()) <= 1e-3, "float16 keeps 11 bits"
 
 
 def test_attention_has_the_same_outputs_and_gradients_and_unusual_layers_are_left_alone():
-    errors = run("tests.support.models.rotation_layer")
+    (errors,) = lines_of("tests.support.models.rotation_layer")
     assert errors
     assert max(errors.values()) <= 1e-5, errors
 
