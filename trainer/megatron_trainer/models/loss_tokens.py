@@ -47,8 +47,7 @@ class LossTokens:
 
     def taken(self, values_BT: Tensor) -> Tensor:
         """Values of the tokens that take part [P, M]."""
-        values_PL = values_BT.t().reshape(len(self.labels_PM), -1)
-        return values_PL if self.places_PM is None else values_PL.gather(1, self.places_PM)
+        return _taken(values_BT, len(self.labels_PM), self.places_PM)
 
     def places(self, some: slice) -> slice | Tensor:
         """Where these of the M tokens are among this rank's hidden states."""
@@ -69,14 +68,20 @@ def loss_tokens(
     labels_BT: Tensor, weights_BT: Tensor, has_loss_BT: NDArray[np.bool_] | None, *, num_parts: int, own: int
 ) -> LossTokens:
     """has_loss_BT: where weights are not 0; None if the host does not know, then all tokens take part."""
-    labels_PM, weights_PM = (each_BT.t().reshape(num_parts, -1) for each_BT in (labels_BT, weights_BT))
-    size = labels_PM.shape[1]
-    places_PM = None if has_loss_BT is None else _places(has_loss_BT.T.reshape(num_parts, -1))
-    if places_PM is None:
-        return LossTokens(size=size, labels_PM=labels_PM, weights_PM=weights_PM, own=own, places_PM=None)
-    found_PM = _on_device(places_PM, labels_BT.device)
-    labels_PM, weights_PM = labels_PM.gather(1, found_PM), weights_PM.gather(1, found_PM)
-    return LossTokens(size=size, labels_PM=labels_PM, weights_PM=weights_PM, own=own, places_PM=found_PM)
+    on_host = None if has_loss_BT is None else _places(has_loss_BT.T.reshape(num_parts, -1))
+    places_PM = None if on_host is None else _on_device(on_host, labels_BT.device)
+    return LossTokens(
+        size=labels_BT.numel() // num_parts,
+        labels_PM=_taken(labels_BT, num_parts, places_PM),
+        weights_PM=_taken(weights_BT, num_parts, places_PM),
+        own=own,
+        places_PM=places_PM,
+    )
+
+
+def _taken(values_BT: Tensor, num_parts: int, places_PM: Tensor | None) -> Tensor:
+    values_PL = values_BT.t().reshape(num_parts, -1)
+    return values_PL if places_PM is None else values_PL.gather(1, places_PM)
 
 
 def _places(has_loss_PL: NDArray[np.bool_]) -> NDArray[np.int64] | None:
