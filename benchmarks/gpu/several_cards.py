@@ -344,7 +344,8 @@ def main() -> None:
     if not 0 < count <= len(found):
         raise SystemExit(f"{len(found)} GPUs found; this program needs 2, 4 or 8 (or --cpu)")
     given.out.mkdir(parents=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([*PARTS, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = (*PARTS, str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     go = Go(
         folder=given.out.resolve(),
         num_cards=count,

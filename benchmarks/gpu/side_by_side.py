@@ -31,7 +31,7 @@ from shapes import SHAPE
 
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
-MARKS = ("<!-- side by side: written by benchmarks/gpu/side_by_side.py -->", "<!-- end of side by side -->")
+MARKS = ("<!-- side by side: benchmarks/gpu/side_by_side.py --readme replaces it -->", "<!-- end of side by side -->")
 LIMIT_S = 150
 HEAD = ("case", "program", "tokens/s", "ours to it", "peak GiB")
 
