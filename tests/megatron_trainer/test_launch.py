@@ -269,7 +269,9 @@ def test_the_newest_checkpoint_in_memory_is_reported_and_none_of_an_earlier_run(
         wait_for(lambda: channel.reports)
         assert channel.reports[-1].memory_iteration is None
         for name in ("iter_0000005", "iter_0000010", ".launch-1"):
-            (tmp_path / "run" / name).mkdir()
+            made = tmp_path / "run" / name
+            made.mkdir()
+            os.utime(made, (1, 1))  # a file system's clock may be behind ours
         wait_for(lambda: channel.reports[-1].memory_iteration is not None)
         wait_for(lambda: channel.reports[-1].memory_iteration == 10)
     finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from megatron_trainer import clock, start_stages
+from megatron_trainer import start_stages
 from megatron_trainer.environment import Environment
 from megatron_trainer.process import container
 from megatron_trainjob import environment as names
@@ -136,7 +136,7 @@ class OperatorLine:
         self._state = state
         self._patience_s = patience_s
         self._on_answer = on_answer
-        self._memory_folder, self._began = memory_folder, clock.epoch_s()
+        self._memory_folder, self._in_memory_before = memory_folder, _in_memory(memory_folder)
         self._container = state.container
         self._since = self._started = self._opened = time.monotonic()
         self._heard_at: float | None = None
@@ -193,13 +193,14 @@ class OperatorLine:
     def _report(self) -> LauncherReport:
         state, since = self._state, self._since
         stages = {} if state.state == "starting" else _stages(self._stages_file, self._started)
+        in_memory = _in_memory(self._memory_folder)
         return LauncherReport(
             attempt=state.attempt,
             state=state.state,
             age_s=time.monotonic() - since,
             failure=state.failure,
             stages_s=stages,
-            memory_iteration=None if self._memory_folder is None else _newest_in(self._memory_folder, self._began),
+            memory_iteration=max((iteration for iteration, *_ in in_memory - self._in_memory_before), default=None),
             container=self._container,
         )
 
@@ -241,17 +242,18 @@ def _stages(path: Path, since: float) -> dict[Stage, float]:
     return {stage: max(0.0, moments[stage] - since) for stage in launcher.STAGES if stage in moments}
 
 
-def _newest_in(memory: Path, since: float) -> int | None:
-    """The iteration of the newest checkpoint in memory that was written since a moment; None without one.
+def _in_memory(folder: Path | None) -> frozenset[tuple[int, Path, int]]:
+    """The checkpoints that a node keeps in memory: iteration, folder, and when in ns the folder was last changed.
 
-    A folder gets its name once all nodes have their parts. Older ones may be another run's.
+    A folder gets its name once all nodes have their parts. Those found at the launcher's start may be another run's;
+    that moment tells them from its own, and not our clock, which may be ahead of the file system's.
     """
-    named = ((path, NAME.fullmatch(path.name)) for path in memory.glob("*/*"))
-    return max((int(found[1]) for path, found in named if found and _changed_at(path) >= since), default=None)
+    named = ((path, NAME.fullmatch(path.name)) for path in (folder.glob("*/*") if folder else ()))
+    return frozenset((int(name[1]), path, at) for path, name in named if name and (at := _changed_ns(path)) is not None)
 
 
-def _changed_at(path: Path) -> float:
+def _changed_ns(path: Path) -> int | None:
     try:
-        return path.stat().st_mtime
+        return path.stat().st_mtime_ns
     except OSError:  # a run makes room meanwhile
-        return float("-inf")
+        return None
