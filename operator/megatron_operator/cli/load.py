@@ -94,12 +94,18 @@ def _folders(raw: Object, state_directory: Path, bound: Mapping[str, Path]) -> F
     return Folders(volumes=directory / "volumes", scratch=directory / "scratch", bound=bound)
 
 
+def _with_remedy(problem: str) -> str:
+    """What is wrong with a file, and what to do where the reader names the fault alone."""
+    said = problem.lstrip(": ")
+    return said if "; " in said else f"{said}; correct the YAML"
+
+
 def _read(file: str) -> tuple[Object | None, Violation | None]:
     """The one MegatronTrainJob of a file; its other documents (claims, secrets) are ignored."""
     try:
         source = yaml_file.parse_text(sys.stdin.read(), source="-") if file == "-" else yaml_file.load_all(Path(file))
     except YamlProblem as problem:
-        return None, Violation(path=file, value=None, message=f"{problem}; correct the YAML")
+        return None, Violation(path=file, value=None, message=_with_remedy(str(problem).removeprefix(str(Path(file)))))
     except OSError as problem:
         message = f"cannot be read: {problem.strerror}; pass the path of a manifest, or - for standard input"
         return None, Violation(path=file, value=None, message=message)

@@ -37,7 +37,7 @@ def load_all(path: Path) -> list[Any]:
     try:
         text = input_file.read_text(path, most_bytes=4 * MAX_CHARACTERS)
     except UnicodeDecodeError as err:
-        raise YamlProblem(f"{path}: is not UTF-8 text") from err
+        raise YamlProblem(f"{path}: is not UTF-8 text; save it as UTF-8") from err
     except UnfitFile as err:
         raise YamlProblem(str(err)) from err
     return parse_text(text, source=str(path))
