@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,30 @@ def test_a_pod_that_does_not_start_says_why_by_its_events_and_ends_the_job_at_th
         "FailedCreatePodSandBox",
     )
     assert "JobStalled" in quiet_jobs.events()
+
+
+def test_a_wait_that_only_events_tell_of_goes_on_through_a_restart_of_the_operator(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, tmp_path: Path
+):
+    """Its deadline counts on, and the job is Stalled throughout: no operator takes the wait for over."""
+    variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    kubelet = FakeKubelet(
+        kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace, life=lambda pod: Life(runs=False)
+    )
+    with fake_kubelet.playing(kubelet):
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables):
+            quiet_jobs.submit(manifest())
+            quiet_jobs.await_pods("job-a0-master-0", "job-a0-worker-0")
+            post_event(quiet_jobs, "job-a0-worker-0", "FailedMount", "secret absent not found")
+            await_stalled(quiet_jobs, "FailedMount")
+        before, since = quiet_jobs.status(), quiet_jobs.condition("Stalled")["lastTransitionTime"]
+        time.sleep(1.1)  # times have whole seconds
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables):
+            quiet_jobs.patch("job", runPolicy={"startupDeadlineSeconds": 10_000})
+            observed = before["observedGeneration"] + 1
+            wait_until(quiet_jobs.status, lambda s: s["observedGeneration"] == observed, "the new operator to look")
+            assert quiet_jobs.status()["waiting"] == before["waiting"]
+            assert quiet_jobs.condition("Stalled")["lastTransitionTime"] == since
 
 
 def test_a_job_without_a_place_ends_at_its_scheduling_timeout(quiet_jobs: JobClient, operator: OperatorProcess):

@@ -62,6 +62,16 @@ def test_one_failed_pull_after_a_long_fetch_is_not_the_end():
     assert ("waiting" in going_on.status, "Stalled" in conditions(going_on.status)) == (False, False)
 
 
+@pytest.mark.parametrize("words", ["SignatureValidationFailed", "RegistryUnavailable", "SomeWordOfALaterKubelet"])
+def test_a_pull_that_fails_for_a_reason_of_its_own_is_one_wait_with_its_back_off(words):
+    """The kubelet shows the two in turns: the deadline must not begin again with each."""
+    since = waits(startupSince=to_text(NOW - 200), pod="tune-a0-worker-0", cause="Image")
+    plan = reconcile.plan(job(DEADLINE), seen(pod(0), placed(waiting=words), status=since), NOW)
+    assert (conditions(plan.status)["Stalled"], plan.status["waiting"]) == (("True", words), since["waiting"])
+    late = reconcile.plan(job(DEADLINE), seen(pod(0), placed(waiting=words), status=since), NOW + 100)
+    assert conditions(late.status)["Failed"] == ("True", "StartupFailed")
+
+
 def test_a_wait_that_is_remembered_goes_on_though_its_words_and_other_pods_change():
     since = waits(startupSince=to_text(NOW - 200), pod="tune-a0-worker-0", cause="Image")
     pods = [placed(0, **MOUNT), placed(1, waiting="ErrImagePull")]
@@ -172,6 +182,22 @@ def raw(spec=None, **status):
 NATIVE = {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "wait"}]}
 
 
+@pytest.mark.parametrize(
+    ("reason", "message", "told"),
+    [
+        ("Unschedulable", "0/3 nodes are available", "0/3 nodes are available"),
+        ("SchedulerError", "binding volumes: context deadline exceeded", "binding volumes: context deadline exceeded"),
+        ("Undetermined", "3/2 tasks in gang unschedulable", "3/2 tasks in gang unschedulable"),
+        ("SchedulerError", "", "SchedulerError"),
+        ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates", None),
+    ],
+)
+def test_whatever_reason_a_scheduler_has_for_not_placing_a_pod_its_words_are_told(reason, message, told):
+    condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
+    found = read_pod(raw(phase="Pending", conditions=[condition]))
+    assert found.unschedulable == told
+
+
 def test_a_native_sidecar_crashing_before_the_trainer_is_reported_between_crashes_too():
     crashed = {"terminated": {"exitCode": 7}}
     for state in ({"running": {}}, {"terminated": {"exitCode": 7}}, {"waiting": {"reason": "CrashLoopBackOff"}}):
@@ -192,8 +218,8 @@ def test_a_trainer_that_runs_makes_the_pod_run_though_a_sidecar_cannot_be_pulled
     assert (found.phase, found.waiting, found.waiting_message) == ("Running", "ErrImagePull", "exporter: 404")
 
 
-def event(reason, second, type_="Warning", version=1):
-    time = f"2027-01-15T08:00:{second:02d}Z"
+def event(reason, version, type_="Warning", minute=0):
+    time = f"2027-01-15T08:{minute:02d}:00Z"
     metadata = {"resourceVersion": str(version)}
     return {"type": type_, "reason": reason, "message": "m", "lastTimestamp": time, "metadata": metadata}
 
@@ -203,10 +229,29 @@ def test_the_newest_event_says_what_a_pod_waits_for_unless_it_tells_of_progress(
     assert newest_warning([event("Scheduled", 1, "Normal"), mount]) == ("FailedMount", "m")
     assert newest_warning([pulled, mount]) == ("", "")
     assert newest_warning([]) == ("", "")
-    failed, changed = event("FailedCreatePodSandBox", 5), event("SandboxChanged", 6, "Normal")
-    assert newest_warning([failed, changed]) == ("FailedCreatePodSandBox", "m")
-    assert newest_warning([event("Pulling", 5, "Normal", 9), event("FailedMount", 5, version=10)])[0] == "FailedMount"
     assert newest_warning([{"metadata": {}, "type": "Warning", "reason": 3, "message": {}}]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        event("SandboxChanged", 6, "Normal"),
+        event("AddedInterface", 6, "Normal"),
+        event("BackOff", 6, "Normal"),
+        event("DNSConfigForming", 6),
+        event("FailedToRetrieveImagePullSecret", 6),
+    ],
+    ids=lambda each: each["reason"],
+)
+def test_what_each_try_says_again_is_no_progress_and_a_harmless_warning_no_trouble(other):
+    """Else the wait would begin again with every try, and its deadline would never come."""
+    assert newest_warning([event("FailedCreatePodSandBox", 5), other]) == ("FailedCreatePodSandBox", "m")
+    assert newest_warning([event("Pulling", 5, "Normal"), other]) == ("", "")
+
+
+def test_events_are_ordered_by_the_server_and_not_by_the_clocks_of_nodes():
+    scheduled, failed = event("Scheduled", 5, "Normal", minute=59), event("FailedMount", 6, minute=0)
+    assert newest_warning([scheduled, failed]) == ("FailedMount", "m")
 
 
 def test_a_scheduling_gate_of_somebody_else_is_named_and_not_taken_for_a_queue():

@@ -296,10 +296,13 @@ def _scheduled_at(conditions: Mapping[str, Object]) -> float | None:
 
 
 def _unschedulable(conditions: Mapping[str, Object]) -> str | None:
+    """The words of whatever scheduler: no room, or an error of its own (a volume that is not bound in time)."""
     condition = conditions.get("PodScheduled", {})
-    if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
-        return shortened(condition.get("message"), MAX_MESSAGE_CHARACTERS)
-    return None
+    if condition.get("status") != "False" or condition.get("reason") in (None, "", "SchedulingGated"):
+        return None
+    return shortened(condition.get("message"), MAX_MESSAGE_CHARACTERS) or shortened(
+        condition["reason"], MAX_REASON_CHARACTERS
+    )
 
 
 def _disruption(conditions: Mapping[str, Object]) -> str | None:

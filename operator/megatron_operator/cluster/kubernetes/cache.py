@@ -173,7 +173,8 @@ class Cache:
         there |= {pod.name: pod for pod in await self._strays(job, parsed, there)}
         gone = self._successes.of(key, uid, _attempt(job), but_not=there.keys())
         pods = self._pod_ends.corrected(tuple(sorted((*there.values(), *gone), key=_by_rank)), now)
-        return await self._pod_events.explain(key[0], pods)
+        waiting = (job.get("status") or {}).get("waiting") or {}
+        return await self._pod_events.explain(key[0], pods, str(waiting.get("pod", "")))
 
     async def _strays(self, job: Object, parsed: Job | None, there: Mapping[str, Pod]) -> list[Pod]:
         """Pods of a once complete gang that no watch delivers: most are deleted, others have lost their label.

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron_operator import clock
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.resource import EVENT
 from megatron_operator.core.observe import Pod
@@ -23,8 +24,13 @@ Object = Mapping[str, Any]
 MAX_ASKED_AT_ONCE = 8
 MAX_REMEMBERED = 100_000
 PAUSE_S = (3.0, 30.0)
-# A sandbox that cannot be created is killed and retried: that is not progress.
-NO_PROGRESS = frozenset({"SandboxChanged"})
+# Other normal events are no progress: each try of a sandbox that cannot be created has its own (SandboxChanged,
+# AddedInterface of a CNI plugin), and they would restart the startup deadline.
+PROGRESS = frozenset(
+    {"Scheduled", "SuccessfulAttachVolume", "SuccessfulMountVolume", "Pulling", "Pulled", "Created", "Started"}
+)
+# Of these a pod starts nonetheless; a pull that fails for want of its secret says so in the pod's status.
+HARMLESS = frozenset({"DNSConfigForming", "FailedToRetrieveImagePullSecret", "AlreadyMountedVolume"})
 MAX_REASON_CHARACTERS = 128
 MAX_MESSAGE_CHARACTERS = 1024
 logger = logging.getLogger(__name__)
@@ -48,14 +54,19 @@ class PodEvents:
         self._guard = guard
         self._asked: OrderedDict[str, Asked] = OrderedDict()
 
-    async def explain(self, namespace: str, pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
-        """The pods; those that do not start have their newest event if it is a warning."""
+    async def explain(self, namespace: str, pods: tuple[Pod, ...], first: str = "") -> tuple[Pod, ...]:
+        """The pods; those that do not start have their newest event if it is a warning.
+
+        first: the pod whose wait the status has, to be asked before others: an operator that has just started would
+        otherwise take that wait for over.
+        """
         silent = [pod for pod in pods if is_silent(pod)]
         if not silent:
             return pods
         now = asyncio.get_running_loop().time()
         known = {pod.uid: self._known(pod, now) for pod in silent}
-        due = sorted((pod for pod in silent if known[pod.uid].next_s <= now), key=lambda pod: known[pod.uid].next_s)
+        due = [pod for pod in silent if known[pod.uid].next_s <= now]
+        due.sort(key=lambda pod: (pod.name != first, known[pod.uid].next_s))
         asked = due[:MAX_ASKED_AT_ONCE]
         answers = await asyncio.gather(*(self._ask(namespace, pod, known[pod.uid], now) for pod in asked))
         known |= {pod.uid: answer for pod, answer in zip(asked, answers, strict=True)}
@@ -64,7 +75,9 @@ class PodEvents:
 
     def _known(self, pod: Pod, now: float) -> Asked:
         """What is known about the pod; a new pod's events are fetched after a pause, since most start within it."""
-        return self._asked.get(pod.uid) or Asked(first_seen_s=now, next_s=now + PAUSE_S[0])
+        age_s = clock.now() - (pod.scheduled_at or pod.created_at)
+        pause_s = PAUSE_S[0] - min(max(age_s, 0.0), PAUSE_S[0])
+        return self._asked.get(pod.uid) or Asked(first_seen_s=now, next_s=now + pause_s)
 
     def _remember(self, known: Mapping[str, Asked]) -> None:
         """Drops the pods that were seen silent longest ago when there are too many."""
@@ -98,21 +111,23 @@ def is_silent(pod: Pod) -> bool:
 
 
 def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]:
-    """Reason and message of the newest event if it is a warning, else ("", "")."""
-    relevant = [event for event in events if event.get("reason") not in NO_PROGRESS]
-    newest = max(relevant, key=_time, default={})
+    """Reason and message of the newest event that tells of trouble or progress, if it is trouble, else ("", "")."""
+    newest = max((event for event in events if _is_relevant(event)), key=_version, default={})
     if newest.get("type") != "Warning":
         return "", ""
     reason = shortened(newest.get("reason"), MAX_REASON_CHARACTERS)
     return reason, shortened(newest.get("message"), MAX_MESSAGE_CHARACTERS)
 
 
+def _is_relevant(event: Object) -> bool:
+    reason = event.get("reason")
+    return reason not in HARMLESS if event.get("type") == "Warning" else reason in PROGRESS
+
+
 def _read_page(page: Object) -> tuple[str, str]:
     return newest_warning(page.get("items") or ())
 
 
-def _time(event: Object) -> tuple[str, int]:
-    """Sort key: when it was last seen, then the order of writes within a second."""
-    series = (event.get("series") or {}).get("lastObservedTime")
-    seen = series or event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
-    return str(seen or "")[:19], int(event["metadata"].get("resourceVersion") or 0)
+def _version(event: Object) -> int:
+    """Sort key: the order of the server's last writes. Times in events are by the clocks of several machines."""
+    return int(event["metadata"].get("resourceVersion") or 0)

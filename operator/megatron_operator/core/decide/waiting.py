@@ -19,23 +19,19 @@ from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds, to_text
 
 Object = Mapping[str, Any]
-IMAGE_REASONS = frozenset(
+# Why the kubelet cannot make or start a container whose image it has. Any other reason is its image's: what failed a
+# pull alternates with ImagePullBackOff, and kubelets and runtimes learn new words for it.
+CONTAINER_REASONS = frozenset(
     {
-        "ImagePullBackOff",
-        "ErrImagePull",
-        "InvalidImageName",
-        "ErrImageNeverPull",
-        "ImageInspectError",
-        "RegistryUnavailable",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "PreCreateHookError",
+        "PreStartHookError",
+        "PostStartHookError",
+        "RunContainerError",
+        "CrashLoopBackOff",
     }
 )
-# Reasons for which a container does not start until someone changes something.
-STUCK_REASONS = IMAGE_REASONS | {
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-    "CrashLoopBackOff",
-}
 VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed"})
 LOOK_INTERVAL_S = (3.0, 30.0)
 # A pod that is placed and has its image runs within seconds; a longer wait is reported, though no one says why.
@@ -60,10 +56,12 @@ def hindrance(job: Job, pod: Pod) -> Hindrance | None:
     """What prevents this pod from starting; None if it is unscheduled, makes progress, or fetches."""
     if pod.phase != "Pending" or pod.deleting:
         return None
-    if pod.waiting in STUCK_REASONS:
-        return Hindrance(pod=pod, cause=_cause(pod.waiting), reason=pod.waiting, message=pod.waiting_message)
+    if pod.waiting:
+        cause = pod.waiting if pod.waiting in CONTAINER_REASONS else "Image"
+        return Hindrance(pod=pod, cause=cause, reason=pod.waiting, message=pod.waiting_message)
     if pod.warning:
-        return Hindrance(pod=pod, cause=_cause(pod.warning), reason=pod.warning, message=pod.warning_message)
+        cause = "Volume" if pod.warning in VOLUME_REASONS else pod.warning
+        return Hindrance(pod=pod, cause=cause, reason=pod.warning, message=pod.warning_message)
     if pod.initializing and pod.initializing not in {each.name for each in job.initializers}:
         cause = f"InitContainer {pod.initializing}"
         message = f"init container {pod.initializing} has not ended"
@@ -146,16 +144,10 @@ def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When to check pods again that neither start nor say why: no watch delivers the events of scheduled ones."""
     first, last = LOOK_INTERVAL_S
     pending = [pod for pod in seen.current if pod.phase == "Pending"]
-    silent = [pod for pod in pending if pod.node and pod.waiting not in STUCK_REASONS]
+    silent = [pod for pod in pending if pod.node and not pod.waiting]
     looks = [now + min(max(now - (pod.scheduled_at or now), first), last) for pod in silent]
     slow_at = [pod.created_at + SLOW_S for pod in pending if not pod.node and pod.created_at + SLOW_S > now]
     return min([*looks, *slow_at], default=None)
-
-
-def _cause(reason: str) -> str:
-    if reason in IMAGE_REASONS:
-        return "Image"
-    return "Volume" if reason in VOLUME_REASONS else reason
 
 
 def _stored(seen: Seen) -> Object:
