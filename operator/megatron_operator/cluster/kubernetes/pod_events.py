@@ -111,7 +111,7 @@ def is_silent(pod: Pod) -> bool:
 
 
 def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]:
-    """Reason and message of the newest event that tells of trouble or progress, if it is trouble, else ("", "")."""
+    """Reason and message of the newest event about trouble or progress if it is trouble, else ("", "")."""
     newest = max((event for event in events if _is_relevant(event)), key=_version, default={})
     if newest.get("type") != "Warning":
         return "", ""
