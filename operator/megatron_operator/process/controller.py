@@ -36,6 +36,8 @@ HEAVY_METADATA = ("managedFields",)
 # After this long, any other error (5xx from the server or a webhook, no response) no longer counts as transient.
 LASTING_S = 20.0
 COUNT_S = 1.0
+# As the server says it of a job that was just deleted; the job's Service, which may be missing too, has the same name.
+JOB_NOT_FOUND = f'{names.PLURAL}.{names.GROUP} "{{}}" not found'
 logger = logging.getLogger(__name__)
 
 
@@ -271,7 +273,7 @@ class Controller:
     def _on_refusal(self, key: Key, error: ApiError, asked_at: float) -> None:
         """A persistent refusal is shown on the job: quota, policy, invalid object, or any error for `LASTING_S`."""
         failing_since = self._failing_since.setdefault(key, asked_at)
-        if error.is_missing and f'"{key[1]}" not found' in error.message:
+        if error.is_missing and error.message == JOB_NOT_FOUND.format(key[1]):
             self._jobs.drop(key)
         elif isinstance(error, InvalidObject):
             self._problems[key] = (names.INVALID_OBJECT, error.message)

@@ -167,17 +167,15 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
     kind = body["kind"]
     if found and _is_of_predecessor(found, job):
         raise Predecessor(f"{kind} {name} of the deleted job with this name still exists")
-    if resource is CLAIM:  # a claim outlives its job on purpose: the next job with this name reuses it
-        if found is None or "deletionTimestamp" in found["metadata"]:
-            raise Predecessor(f"{kind} {name} is being deleted; the job waits, and creates another")
-        on_written(resource, found)
-        return
-    if found and not is_owned(found, job["metadata"]["uid"]):
+    is_claim = resource is CLAIM  # it outlives its job on purpose: the next job with this name reuses it
+    if found is None or (is_claim and "deletionTimestamp" in found["metadata"]):
+        raise Predecessor(f"{kind} {name} is being deleted; the job waits, and creates another")
+    if not is_claim and not is_owned(found, job["metadata"]["uid"]):
         raise ForeignObject(f"{kind} {name} exists and does not belong to this job; delete it or rename the job")
-    if found and not _is_labeled(found, job):
-        await _label(client, resource, body, namespace, on_written)
-    elif found:
+    if is_claim or _is_labeled(found, job):
         on_written(resource, found)
+    else:
+        await _label(client, resource, body, namespace, on_written)
 
 
 async def _label(

@@ -20,7 +20,7 @@ import aiohttp
 import orjson
 
 from megatron_operator.cluster.kubernetes.connection import Connection
-from megatron_operator.cluster.kubernetes.resource import Resource
+from megatron_operator.cluster.kubernetes.resource import EVENT, LEASE, Resource
 
 Object = Mapping[str, Any]
 Verb = Literal["get", "list", "create", "update", "patch", "delete"]
@@ -40,6 +40,10 @@ USER_AGENT = "megatron-train-operator/0.1"
 UNCHECKED = {"fieldValidation": "Ignore"}
 """Spares the server the search for fields that it does not know: it would only warn of them, in a header."""
 MAX_THROTTLED_TRIES = 6
+MAX_PAUSE_S = 30.0
+# Events have a limit of their own (EventRateLimit), and leases a priority of their own: neither says how busy the
+# server is for others. A lease is renewed while others pause, or its leader would lose it.
+APART = frozenset({EVENT, LEASE})
 OF_WEBHOOK = "admission webhook "
 """How the server's message begins when a webhook rejects; it wraps the webhook's status, with code and causes."""
 # A webhook may delay a write for 30 s; the server then names it, which a client that timed out earlier never sees.
@@ -67,24 +71,34 @@ class ApiError(Exception):
         self.fields = fields
 
     @property
+    def is_of_webhook(self) -> bool:
+        """Whether somebody's webhook rejects the request, with a status that may be any: it says nothing of objects."""
+        return self.message.startswith(OF_WEBHOOK)
+
+    @property
     def is_missing(self) -> bool:
         """Whether the object, or its whole resource, does not exist."""
-        return self.status == 404
+        return self.status == 404 and not self.is_of_webhook
 
     @property
     def is_conflict(self) -> bool:
         """Whether the object changed since it was read."""
-        return self.status == 409 and self.reason != "AlreadyExists"
+        return self.status == 409 and self.reason != "AlreadyExists" and not self.is_of_webhook
 
     @property
     def already_exists(self) -> bool:
         """Whether an object with this name exists."""
-        return self.status == 409 and self.reason == "AlreadyExists"
+        return self.status == 409 and self.reason == "AlreadyExists" and not self.is_of_webhook
+
+    @property
+    def is_throttling(self) -> bool:
+        """Whether the server is too busy for any request."""
+        return self.status == 429 and not self.is_of_webhook
 
     @property
     def is_validation(self) -> bool:
         """Whether the server's own validation rejects the object, permanently, unlike a webhook or policy."""
-        if self.message.startswith(OF_WEBHOOK):
+        if self.is_of_webhook:
             return False
         is_invalid = self.status == 422 and bool(self.fields) and " is invalid: " in self.message
         return is_invalid or (self.status == 400 and " cannot be handled as a " in self.message)
@@ -108,8 +122,8 @@ class Request:
 class Client:
     """Requests to one API server.
 
-    Creates have their own limit, so that a burst of them never delays deletes and status writes. A 429
-    pauses every request until the server's Retry-After has passed.
+    Creates have their own limit, so that a burst of them never delays deletes and status writes. A 429 of the server
+    pauses every request until its Retry-After has passed, one of a webhook none.
     """
 
     def __init__(
@@ -213,15 +227,16 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": content_type, "Accept": accept, **self._connection.headers()}
         limiter = self._creates if verb == "create" else self._others
-        for tries_left in reversed(range(MAX_THROTTLED_TRIES)):
-            await self._until_resumed()
+        for tries_left in reversed(range(1 if resource in APART else MAX_THROTTLED_TRIES)):
+            if resource is not LEASE:
+                await self._until_resumed()
             async with limiter:
                 try:
                     return await self._send(verb, resource, path, data, headers, parameters)
                 except ApiError as error:
-                    if error.status != 429 or not tries_left:
+                    if not error.is_throttling or not tries_left:
                         raise
-                    self._pause(error.retry_after_s or DEFAULT_RETRY_AFTER_S)
+                    self._pause(min(error.retry_after_s or DEFAULT_RETRY_AFTER_S, MAX_PAUSE_S))
         raise AssertionError("the last try returns or raises")
 
     async def _send(
@@ -335,7 +350,7 @@ def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiErr
         status,
         answer.get("reason") or "",
         answer.get("message") or "",
-        float(retry_after) if retry_after.isdigit() else None,
+        float(retry_after) if retry_after.isdecimal() else None,
         _fields(answer),
     )
 
