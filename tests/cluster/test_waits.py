@@ -104,6 +104,16 @@ def test_a_job_without_a_place_ends_at_its_scheduling_timeout(quiet_jobs: JobCli
     assert "no scheduler has placed it" in failed["message"]
 
 
+def test_a_job_for_which_a_quota_has_no_room_at_all_ends_at_its_scheduling_timeout(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
+):
+    create_quota(quiet_plane, quiet_jobs, "none", pods=0)
+    quiet_jobs.submit(manifest(numNodes=1, runPolicy={"schedulingTimeoutSeconds": 3}))
+    quiet_jobs.await_phase("Failed", patience_s=60)
+    failed = quiet_jobs.condition("Failed")
+    assert (failed["reason"], "exceeded quota: none" in failed["message"]) == ("SchedulingTimeout", True)
+
+
 @pytest.mark.slow
 def test_a_broken_foreign_webhook_is_reported_in_the_servers_words_until_it_works(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess

@@ -87,11 +87,25 @@ def test_a_gang_that_was_whole_is_judged_by_the_failure_policy_whatever_is_refus
 def test_the_wait_for_quota_counts_as_a_wait_for_a_place():
     spec = {"runPolicy": {"schedulingTimeoutSeconds": 30}}
     stored = reconcile.plan(job(spec), half(), NOW).status
+    assert stored["waiting"] == {"refusedSince": to_text(NOW), "schedulingSince": to_text(NOW)}
     waiting = half(status=stored, problem=None, pods=())
-    plan = reconcile.plan(job(spec), waiting, NOW + 1)
-    assert plan.status["waiting"] == {"refusedSince": to_text(NOW), "schedulingSince": to_text(NOW + 1)}
-    late = reconcile.plan(job(spec), replace(waiting, status=plan.status), NOW + 31)
+    assert reconcile.plan(job(spec), waiting, NOW + 1).status is None
+    late = reconcile.plan(job(spec), waiting, NOW + 30)
     assert conditions(late.status)["Failed"] == ("True", "SchedulingTimeout")
+
+
+def test_a_quota_without_room_for_a_single_pod_is_a_wait_for_a_place_too_and_goes_on_under_the_next_operator():
+    spec = {"runPolicy": {"schedulingTimeoutSeconds": 30}}
+    none = half(pods=())
+    plan = reconcile.plan(job(spec), none, NOW)
+    assert plan.status["waiting"] == {"schedulingSince": to_text(NOW)}
+    new_operator = replace(none, status=plan.status, problem=None)
+    assert reconcile.plan(job(spec), new_operator, NOW + 20).status["waiting"] == plan.status["waiting"]
+    for seen_late in (new_operator, replace(none, status=plan.status)):
+        late = reconcile.plan(job(spec), seen_late, NOW + 30)
+        assert conditions(late.status)["Failed"] == ("True", "SchedulingTimeout")
+        assert late.status["conditions"][-1]["message"].endswith(QUOTA[1])
+    assert "waiting" not in reconcile.plan(job(), none, NOW).status
 
 
 INVALID = (names.INVALID_OBJECT, 'Pod "tune-a0-worker-0" is invalid: spec.priority: Invalid value: 7')

@@ -89,14 +89,26 @@ def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
     """Why the job is not scheduled yet, in the words of queue or scheduler; None if it is."""
     if queued := kueue_decide.decide(job, seen, now):
         return queued.message
-    if whole.refused_since(seen) is not None and failure.missing(job, seen):
-        return str((seen.condition(names.STALLED) or {}).get("message", ""))
+    if refusal := _why_refused(job, seen):
+        return refusal
     for pod in seen.current:
         if pod.phase == "Pending" and pod.scheduled_at is None and not pod.node:
             return f"Pod {pod.name}: {why_unplaced(pod)}"
     if seen.gang is not None and seen.gang.served and seen.gang.phase == "Pending" and not seen.current:
         return f"The queue has not admitted PodGroup {seen.gang.name}."
     return None
+
+
+def _why_refused(job: Job, seen: Seen) -> str | None:
+    """Why the gang has not been created: half of it, or all, is rejected, or was when another operator last tried."""
+    if not failure.missing(job, seen) or failure.was_complete(seen):
+        return None
+    if seen.problem is not None:
+        return seen.problem[1]
+    was_refused = "schedulingSince" in _stored(seen) and seen.is_true(names.STALLED) and not seen.current
+    if whole.refused_since(seen) is None and not was_refused:
+        return None
+    return str((seen.condition(names.STALLED) or {}).get("message", ""))
 
 
 def why_unplaced(pod: Pod) -> str:
