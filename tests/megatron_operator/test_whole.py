@@ -10,7 +10,7 @@ from megatron_operator.api import names
 from megatron_operator.core import reconcile
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Plan
-from megatron_operator.timestamp import to_text
+from megatron_operator.timestamp import to_seconds, to_text
 from tests.support.operator.job_values import NOW, RUNNING_STATUS, conditions, job, kinds, pod, seen
 
 QUOTA = ("Forbidden", 'pods "x" is forbidden: exceeded quota: gpus, requested: pods=1, used: pods=6, limited: pods=6')
@@ -64,13 +64,26 @@ def test_nothing_is_made_until_all_are_gone_and_the_pause_is_over():
 def test_a_later_refusal_waits_longer_and_a_whole_gang_ends_the_state():
     stored = reconcile.plan(job(), half(), NOW).status
     again = reconcile.plan(job(), half(status=stored), NOW + 40)
-    assert again.status["restarts"]["nextRetryTime"] == to_text(NOW + 80)
+    assert NOW + 45 <= to_seconds(again.status["restarts"]["nextRetryTime"]) <= NOW + 40 + 60
     assert again.status["waiting"] == stored["waiting"]
     whole = half(status=stored, problem=None, pods=(pod(0), pod(1)))
     plan = reconcile.plan(job(), whole, NOW + 90)
     assert ("waiting" in plan.status, "Stalled" in conditions(plan.status)) == (False, False)
     assert "nextRetryTime" not in plan.status["restarts"]
     assert [event.reason for event in plan.events] == ["JobRunning"]
+
+
+def test_gangs_that_were_refused_at_the_same_moment_do_not_come_back_together_each_time():
+    """Otherwise each takes the other's room with its half, forever."""
+    meetings, now, statuses = 0, NOW, {"uid-1": {}, "uid-2": {}}
+    for _ in range(12):
+        refused = {uid: half(status=before) for uid, before in statuses.items()}
+        statuses = {uid: reconcile.plan(job(uid=uid), each, now).status for uid, each in refused.items()}
+        one, other = (to_seconds(each["restarts"]["nextRetryTime"]) for each in statuses.values())
+        assert all(now + 5 <= at <= now + 61 for at in (one, other))
+        meetings += abs(one - other) < 3
+        now = max(one, other)
+    assert meetings < 6
 
 
 def test_an_operator_that_came_later_takes_the_half_back_too():

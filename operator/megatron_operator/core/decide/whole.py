@@ -6,6 +6,8 @@ growing pauses; this is not a restart. `status.waiting.refusedSince` persists th
 
 from __future__ import annotations
 
+import zlib
+
 from megatron_operator.api import names
 from megatron_operator.core.decide import failure
 from megatron_operator.core.decide.decision import Withdraw
@@ -23,8 +25,7 @@ def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
         return None
     since = refused_since(seen)
     if seen.problem is not None and (seen.current or since is not None):
-        first, last = PAUSE_S
-        pause_s = min(max(now - (since or now), first), last)
+        pause_s = _pause_s(job, since, now)
         reason, words = named(seen.problem)
         made = job.num_nodes - len(missing)
         message = f"Only {made} of {job.num_nodes} pods were accepted; they are deleted, and all are retried. {words}"
@@ -33,6 +34,19 @@ def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
         stalled = seen.condition(names.STALLED) or {}
         return Withdraw(reason=stalled.get("reason", names.REFUSED), message=stalled.get("message", ""))
     return None
+
+
+def _pause_s(job: Job, since: float | None, now: float) -> float:
+    """The pause after a rejection: another one for each job and try, or two gangs would take each other's room forever.
+
+    Drawn from the job's uid and the time rather than from chance: a decision is the same for the same observation.
+    """
+    first, last = PAUSE_S
+    if since is None:
+        return first
+    longest = min(max(2 * (now - since), 2 * first), last)
+    share = zlib.crc32(f"{job.uid} {now:.0f}".encode()) / 2**32
+    return first + (longest - first) * share
 
 
 def refused_since(seen: Seen) -> float | None:
