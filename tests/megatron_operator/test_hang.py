@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_operator.core import reconcile
-from tests.support.operator.job_values import NOW, beat, conditions, job, pod, seen
+from megatron_operator.core import push, reconcile
+from megatron_operator.timestamp import to_text
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, conditions, job, pod, seen
 
 
 def test_a_gang_without_a_sign_of_life_is_restarted_as_hung():
@@ -33,3 +34,24 @@ def test_hang_detection_needs_a_heartbeat_of_this_attempt(progress):
 def test_hang_detection_can_be_switched_off():
     spec = {"failurePolicy": {"hangTimeoutSeconds": 0}}
     assert reconcile.plan(job(spec), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW).delete == ()
+
+
+METRICS = [{"name": "loss", "value": "2.5"}]
+
+
+@pytest.mark.parametrize(
+    ("stored", "hangs"),
+    [
+        ({"iteration": 40, "metrics": METRICS}, True),
+        ({"iteration": 40, "metrics": []}, False),
+        ({"iteration": 100, "metrics": METRICS}, False),
+    ],
+    ids=["trains", "loads a checkpoint", "exports"],
+)
+def test_an_operator_that_begins_while_a_gang_loads_or_exports_does_not_take_it_for_hung(stored, hangs):
+    """What it knows of it is in the status, which has no phase."""
+    progress = {"totalIterations": 100, "lastUpdatedTime": to_text(NOW - 3000), **stored}
+    status = {**RUNNING_STATUS, "startTime": to_text(NOW - 9000), "progress": progress}
+    silent = seen(pod(0), pod(1), status=status, progress=push.remembered(status), listens_since=NOW - 1800)
+    plan = reconcile.plan(job(), silent, NOW)
+    assert (plan.status is not None and plan.status["restarts"]["counted"] == 1) == hangs

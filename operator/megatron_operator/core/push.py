@@ -138,7 +138,8 @@ def _kubeflow_record(status: object) -> Object:
 def remembered(status: Object) -> Progress | None:
     """The progress in the status, for an operator that has just started; None if it is older than the gang.
 
-    Without it, a gang that hung while no operator was running would never be noticed.
+    Without it, a gang that hung while no operator was running would never be noticed. The status has no phase; only a
+    gang that has done a step and not the last one is taken to train: loading and exporting may take hours in silence.
     """
     stored = status.get("progress") or {}
     updated_at = to_seconds(stored.get("lastUpdatedTime"))
@@ -146,11 +147,12 @@ def remembered(status: Object) -> Progress | None:
     if updated_at is None or began is None or updated_at < began:
         return None
     checkpoint = status.get("checkpoint") or {}
+    iteration, total = int(stored.get("iteration", 0)), int(stored.get("totalIterations", 0))
     return Progress(
-        phase="training",
+        phase="training" if stored.get("metrics") and iteration < total else "starting",
         attempt=int(status.get("restarts", {}).get("attempt", 0)),
-        iteration=int(stored.get("iteration", 0)),
-        total_iterations=int(stored.get("totalIterations", 0)),
+        iteration=iteration,
+        total_iterations=total,
         remaining_s=stored.get("estimatedRemainingSeconds"),
         tokens_per_second_per_gpu=stored.get("tokensPerSecondPerGPU"),
         metrics={each["name"]: float(each["value"]) for each in stored.get("metrics") or ()},
