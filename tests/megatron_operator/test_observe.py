@@ -55,6 +55,42 @@ def test_a_reason_of_the_pod_itself_goes_first():
     assert (pod.reason, pod.exit_code, pod.message) == ("Evicted", 137, "low on memory")
 
 
+EVICTED = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+OWN = {"containers": [{"name": "trainer", "command": ["./train.sh"]}]}
+LAUNCHED = {"containers": [{"name": "trainer", "command": ["python", "-m", "megatron_trainer", "sft"]}]}
+ENDED_AT = "2027-01-15T08:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "phase"),
+    [
+        (OWN, EVICTED, "Failed"),
+        (OWN, {"phase": "Failed", "conditions": [("DisruptionTarget", "2027-01-15T07:59:58Z")]}, "Failed"),
+        (OWN, {"phase": "Succeeded", "conditions": [("DisruptionTarget", "2027-01-15T07:59:58Z")]}, "Failed"),
+        (OWN, {**EVICTED, "conditions": [("DisruptionTarget", "2027-01-15T08:00:01Z")]}, "Succeeded"),
+        (OWN, {"phase": "Failed"}, "Succeeded"),
+        (LAUNCHED, EVICTED, "Succeeded"),
+        (LAUNCHED, {"phase": "Failed", "conditions": [("DisruptionTarget", "2027-01-15T07:59:58Z")]}, "Succeeded"),
+    ],
+    ids=["evicted", "disrupted", "preempted", "ended before", "a sidecar failed", "our launcher", "and disrupted"],
+)
+def test_a_program_that_answers_its_eviction_with_zero_has_not_succeeded(spec, status, phase):
+    """Its code says only that it ended in good order; our launcher has another one for that."""
+    conditions = [
+        {"type": type_, "status": "True", "reason": "TerminationByKubelet", "lastTransitionTime": at}
+        for type_, at in status.get("conditions", ())
+    ]
+    statuses = [ended("trainer", 0, reason="Completed", finishedAt=ENDED_AT)]
+    pod = read_pod(raw_pod({**status, "conditions": conditions, "containerStatuses": statuses}, spec=spec))
+    assert pod.phase == phase
+
+
+def test_the_words_of_an_eviction_go_before_those_of_the_program_that_it_ended():
+    state = ended("trainer", 143, message=json.dumps({"reason": "PREEMPTED", "message": "saved", "iteration": 7}))
+    pod = read_pod(raw_pod({**EVICTED, "containerStatuses": [state]}))
+    assert (pod.reason, pod.message, pod.iteration) == ("Evicted", EVICTED["message"], 7)
+
+
 def test_a_failed_initializer_explains_the_pod():
     status = {"phase": "Failed", "initContainerStatuses": [ended("fetch", 7, reason="Error", message="404")]}
     pod = read_pod(raw_pod({**status, "containerStatuses": [{"name": "trainer", "state": {"waiting": {}}}]}))

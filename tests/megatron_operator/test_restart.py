@@ -148,6 +148,22 @@ def test_a_refused_start_is_not_counted_ten_times_in_a_row(reason):
     assert next_one.counters == Counters(total=1, counted=1)
 
 
+@pytest.mark.parametrize(
+    ("message", "counted"),
+    [
+        ('Usage of EmptyDir volume "shm" exceeds the limit "64Gi". ', 1),
+        ('Container trainer exceeded its local ephemeral storage limit "10Gi". ', 1),
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 10Gi. ", 1),
+        ("The node was low on resource: ephemeral-storage. Container x was using 1Gi, which exceeds its request.", 0),
+    ],
+)
+def test_an_eviction_for_the_pods_own_limit_is_the_jobs_failure_and_not_its_nodes(message, counted):
+    spec = policy(nodeExclusion={"afterFailures": 1})
+    decision = decide(failed(0, 137, reason="Evicted", message=message), pod(1), spec=spec)
+    assert isinstance(decision, Restart)
+    assert (decision.counters.counted, decision.failed_nodes) == (counted, ())
+
+
 def test_a_counted_restart_beyond_the_limit_fails_the_job():
     decision = decide(failed(0, 1, reason="ERROR"), pod(1), status=restarts(total=5, counted=3))
     assert isinstance(decision, Fail)

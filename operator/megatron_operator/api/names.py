@@ -25,6 +25,7 @@ MULTIKUEUE_MANAGER: Final = "kueue.x-k8s.io/multikueue"
 FIELD_MANAGER: Final = "megatron-train-operator"
 
 CONTAINER: Final = "trainer"
+LAUNCHER: Final = ("python", "-m", "megatron_trainer")  # how its command begins, unless the job has one of its own
 MASTER: Final = "master"
 WORKER: Final = "worker"
 SPARE: Final = "spare"

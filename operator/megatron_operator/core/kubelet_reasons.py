@@ -6,8 +6,15 @@ below of a pod whose node is gone or may be.
 
 from __future__ import annotations
 
+import re
+
 OUT_OF = "OutOf"  # OutOfcpu, OutOfmemory, OutOfpods, OutOfnvidia.com/gpu ...
 OOM_KILLED = "OOMKilled"
+EVICTED = "Evicted"
+OWN_LIMIT = re.compile(
+    r"Usage of EmptyDir volume .* exceeds the limit|Container .* exceeded its local ephemeral storage limit"
+    r"|Pod ephemeral local storage usage exceeds"
+)
 
 # Rejected at admission: the pod no longer fits the node, or the node cannot run such a pod.
 REFUSED = frozenset(
@@ -39,7 +46,7 @@ REFUSED = frozenset(
 DROPPED = frozenset(
     {
         "ContainerStatusUnknown",
-        "Evicted",
+        EVICTED,
         "NodeLost",
         "NodeShutdown",
         "Preempting",
@@ -57,6 +64,14 @@ TAINTED = "DeletionByTaintManager"
 def is_admission(reason: str) -> bool:
     """Whether the kubelet rejected or evicted the pod through no fault of the program."""
     return reason in REFUSED or reason in DROPPED or reason.startswith(OUT_OF)
+
+
+def is_own_limit(reason: str, message: str) -> bool:
+    """Whether the kubelet evicted the pod because it used more local storage (or /dev/shm) than its own limit.
+
+    Any node would do so; a node that is low on something says that instead.
+    """
+    return reason == EVICTED and OWN_LIMIT.match(message) is not None
 
 
 def is_kubelets(reason: str) -> bool:

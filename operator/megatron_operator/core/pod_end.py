@@ -55,7 +55,7 @@ def read(spec: Object, status: Object) -> dict[str, Any]:
     return {
         **shown,
         **vars(end),
-        "phase": _phase(phase, container) if kind == "Trainer" else phase,
+        "phase": _phase(phase, container, spec, status) if kind == "Trainer" else phase,
         "is_outlived": end.exit_code is not None and phase in ("Pending", "Running"),
     }
 
@@ -104,7 +104,8 @@ def _end_of(spec: Object, terminated: Object, status: Object, kind: ContainerKin
     exit_code = whole_number(terminated.get("exitCode"), largest=MAX_EXIT_CODE)
     if kind == "Trainer" and exit_code is not None and record.exit_code != exit_code and _has_attempt_file(spec):
         exit_code = exit_codes.of_rank(exit_code)
-    message = record.message or terminated.get("message") or status.get("message")
+    of_pod, own = status.get("message"), record.message or terminated.get("message")
+    message = of_pod or own if status.get("reason") else own or of_pod
     return ContainerEnd(
         exit_code=exit_code,
         is_recorded=exit_code is not None and record.exit_code == exit_code,
@@ -119,12 +120,27 @@ def _end_of(spec: Object, terminated: Object, status: Object, kind: ContainerKin
     )
 
 
-def _phase(phase: PodPhase, trainer: Object) -> PodPhase:
+def _phase(phase: PodPhase, trainer: Object, spec: Object, status: Object) -> PodPhase:
     """The trainer's phase; the pod's own is Pending while the trainer runs but a sidecar does not."""
     state = trainer.get("state") or {}
     if ended := state.get("terminated"):
-        return "Failed" if ended.get("exitCode") else "Succeeded"
+        return "Failed" if ended.get("exitCode") or _was_cut_short(ended, spec, status) else "Succeeded"
     return "Running" if phase == "Pending" and state.get("running") is not None else phase
+
+
+def _was_cut_short(ended: Object, spec: Object, status: Object) -> bool:
+    """Whether a code of 0 is only a program's answer to SIGTERM, because its pod was evicted or preempted meanwhile.
+
+    Our launcher ends with it only when it is done. Another program that ended before the disruption had succeeded.
+    """
+    if tuple((_trainer(spec).get("command") or ())[: len(names.LAUNCHER)]) == names.LAUNCHER:
+        return False
+    targets = (each for each in status.get("conditions") or () if each["type"] == "DisruptionTarget")
+    target = next((each for each in targets if each["status"] == "True"), None)
+    if target is None:
+        return status.get("phase") == "Failed" and bool(status.get("reason"))
+    began, end = to_seconds(target.get("lastTransitionTime")), to_seconds(ended.get("finishedAt"))
+    return began is None or end is None or end >= began
 
 
 def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:

@@ -2,7 +2,7 @@
 
 `status.failedNodes` is the record, written with each restart and thus before the pods that it keeps away. What counts
 is a failure that may be the node's: not a removal of its pods, a refusal at its admission, or a container that needed
-more memory than its limit, which it would on any node.
+more memory or local storage than its limit, which it would on any node.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_operator.api import names
 from megatron_operator.api.values import NodeExclusion
+from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.decide.decision import FailedNode, Failure, Resize
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
@@ -92,4 +93,5 @@ def _described(node: FailedNode, *, is_excluded: bool) -> Object:
 
 def _may_be_the_nodes(failure: Failure, kind: str, reason: str) -> bool:
     is_lost = kind == "disrupted" and reason == names.NODE_LOST
-    return bool(failure.node) and failure.reason != names.OOM_KILLED and (kind == "failed" or is_lost)
+    is_own = failure.reason == names.OOM_KILLED or kubelet_reasons.is_own_limit(failure.reason, failure.message)
+    return bool(failure.node) and not is_own and (kind == "failed" or is_lost)

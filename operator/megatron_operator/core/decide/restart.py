@@ -62,6 +62,8 @@ def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
     restart_reason = _restart_reason(seen, failure)
     if is_disruption(seen, failure):
         return Verdict(kind="disrupted", reason=restart_reason)
+    if kubelet_reasons.is_own_limit(failure.reason, failure.message):
+        return Verdict(kind="failed", reason=restart_reason)
     if kubelet_reasons.is_admission(failure.reason):
         return Verdict(kind="admission", reason=restart_reason)
     if refusal := program.refusal(failure.reason, failure.message):

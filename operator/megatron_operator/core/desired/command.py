@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from megatron_operator.api import names
 from megatron_operator.api.values import Initializer
 from megatron_operator.core.desired.config_map import FILE_NAME
 from megatron_operator.core.job import Job
@@ -17,7 +18,7 @@ WAIT_FOR_FETCH = 'until test -e "$MARKER"; do sleep 2; done'
 
 def command(job: Job) -> list[str]:
     """The trainer's command, or the user's own."""
-    trainer = ("python", "-m", "megatron_trainer", job.task, "--config", f"{ARGS_DIRECTORY}/{FILE_NAME}")
+    trainer = (*names.LAUNCHER, job.task, "--config", f"{ARGS_DIRECTORY}/{FILE_NAME}")
     return list(job.command or trainer)
 
 
