@@ -1,5 +1,7 @@
 """Every way to write a pair of a chosen and a rejected answer becomes the same pair, or says why it is none."""
 
+import json
+
 import pytest
 
 from megatron_trainer.data.conversation.formats import Recognition, recognize
@@ -23,6 +25,23 @@ REJECTED = {
         "chosen": chat()[1:],
         "rejected": [{"role": "assistant", "content": "5"}],
     },
+    "single turns beside messages, as in LLaMA-Factory": {
+        "conversations": [{"from": "human", "value": "2+2?"}],
+        "chosen": {"from": "gpt", "value": "4"},
+        "rejected": {"from": "gpt", "value": "5"},
+    },
+    "texts beside messages": {"messages": chat()[:1], "chosen": "4", "rejected": "5"},
+    "turns beside messages": {
+        "messages": chat()[:1],
+        "chosen": chat()[1:],
+        "rejected": [{"role": "assistant", "content": "5"}],
+    },
+    "turns of a table": {
+        "prompt": json.dumps(chat()[:1]),
+        "chosen": json.dumps(chat()[1:]),
+        "rejected": str([{"role": "assistant", "content": "5"}]),
+    },
+    "lists of one text": {"prompt": "2+2?", "chosen": ["4"], "rejected": ["5"]},
     "prompt as text, answers as turns": {
         "prompt": "2+2?",
         "chosen": chat()[1:],
@@ -128,3 +147,59 @@ def test_a_pair_with_different_questions_is_noted():
         {"prompt": "A?", "chosen": "a", "rejected": "b"},
     ):
         assert said not in recognize(row, PREFERENCE).notes, row
+
+
+EARLIER = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+
+
+@pytest.mark.parametrize("answer", [lambda text: text, lambda text: [{"role": "assistant", "content": text}]])
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [*EARLIER, chat()[0]]}, {"query": "2+2?", "history": [["1+1?", "2"]]}],
+    ids=["messages", "history"],
+)
+def test_both_answers_of_a_pair_follow_all_earlier_rounds(row, answer):
+    pair = recognize({**row, "chosen": answer("4"), "rejected": answer("5")}, PREFERENCE)
+    asked = [("user", "1+1?"), ("assistant", "2"), ("user", "2+2?")]
+    assert turns(pair.messages) == [*asked, ("assistant", "4")]
+    assert turns(pair.rejected) == [*asked, ("assistant", "5")]
+    assert pair.notes == ()
+
+
+def test_messages_that_end_with_another_answer_than_the_chosen_one_are_noted():
+    row = {"messages": chat(), "chosen": "four", "rejected": "5"}
+    assert recognize(row, PREFERENCE).notes == ("the last answer of the messages is used, not that of chosen",)
+    assert recognize({**row, "chosen": "4"}, PREFERENCE).notes == ()
+
+
+def test_of_as_many_chosen_and_rejected_texts_those_in_one_place_are_a_pair():
+    row = {"prompt": "?", "chosen": ["a", "b", "c"], "rejected": ["A", "B", "C"]}
+    pairs = [recognize(row, PREFERENCE, number=number) for number in range(20)]
+    assert {pair.messages[-1].content.upper() for pair in pairs} == {"A", "B", "C"}
+    assert all(pair.messages[-1].content.upper() == pair.rejected[-1].content for pair in pairs)
+    assert pairs[0].notes == ("one of several answers is trained",)
+
+
+def test_turns_that_a_table_broke_are_refused_and_not_trained_as_text():
+    """As numpy prints a list of turns: without a comma between them."""
+    broken = "[{'content': '2+2?', 'role': 'user'}\n {'content': '4', 'role': 'assistant'}]"
+    for name in ("prompt", "chosen", "rejected"):
+        with pytest.raises(RowError, match="a field is not JSON"):
+            recognize({"prompt": "?", "chosen": "4", "rejected": "5", name: broken}, PREFERENCE)
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "kto_tag"])
+@pytest.mark.parametrize(
+    ("value", "target"), [(True, 1.0), (0, 0.0), ("True", 1.0), (" false", 0.0), ("1", 1.0), ("0.0", 0.0)]
+)
+def test_whether_an_answer_is_desirable_is_read_under_each_name_and_from_tables(name, value, target):
+    row = {"prompt": "2+2?", "completion": "4", name: value}
+    assert recognize(row, Recognition(needs_label=True)).target == (target,)
+
+
+def test_a_margin_of_a_table_is_a_number():
+    row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    ranked = Recognition(needs_rejected=True, needs_margin=True)
+    assert recognize({**row, "margin": "0.5"}, ranked).target == (0.5,)
+    with pytest.raises(RowError, match="the margin is not a number"):
+        recognize({**row, "margin": "much"}, ranked)

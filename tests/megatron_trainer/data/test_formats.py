@@ -230,12 +230,42 @@ def test_several_texts_in_one_place_are_not_glued():
             recognize(row, PLAIN)
 
 
-def test_labels_of_tables_are_read():
-    labeled = Recognition(needs_label=True)
-    row = {"prompt": "2+2?", "completion": "4"}
-    assert [recognize({**row, "label": text}, labeled).target for text in ("True", "false", "1", "0")] == [
-        (1.0,),
-        (0.0,),
-        (1.0,),
-        (0.0,),
+def test_weights_of_tables_are_numbers():
+    row = [chat()[0], {**chat()[1], "weight": "0"}, chat()[0], {**chat()[1], "train": "true"}]
+    assert [message.loss for message in recognize({"messages": row}, PLAIN).messages] == [None, False, None, True]
+
+
+@pytest.mark.parametrize(
+    "rounds", [[["1+1?", "2"]], [{"role": "user", "content": "1+1?"}, {"from": "gpt", "value": "2"}]]
+)
+def test_history_is_pairs_or_turns(rounds):
+    messages = recognize({"query": "2+2?", "response": "4", "history": rounds}, PLAIN).messages
+    assert turns(messages) == [("user", "1+1?"), ("assistant", "2"), *ASKED]
+
+
+def test_turns_in_the_text_of_a_column_are_read_and_noted():
+    row = {"prompt": json.dumps(chat()[:1]), "completion": json.dumps(chat()[1])}
+    found = recognize(row, PLAIN)
+    assert turns(found.messages) == ASKED
+    assert sorted(found.notes) == [
+        f"the text in {name} is the JSON of turns, and read as turns" for name in ("completion", "prompt")
     ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['[{"from": "Paris", "to": "Rome"}]', '{"role": "manager", "content": 1}', '[{"role": "user"}]', "[1]", "{", "[{]"],
+)
+def test_answers_in_json_that_are_no_turns_stay_texts(answer):
+    found = recognize({"query": "2+2?", "response": answer}, PLAIN)
+    assert turns(found.messages) == [ASKED[0], ("assistant", answer)]
+    assert found.notes == ()
+
+
+def test_an_answer_that_is_a_whole_conversation_in_json_is_trained_as_it_is_and_noted():
+    answer = json.dumps(chat())
+    found = recognize({"query": "2+2?", "response": answer}, PLAIN)
+    assert found.messages[-1].content == answer
+    assert found.notes == (
+        "the text in response is the JSON of turns, and trained as text; columns: {response: messages}",
+    )

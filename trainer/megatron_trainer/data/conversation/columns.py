@@ -32,6 +32,8 @@ REJECTED = ("rejected_messages", "rejected_response", "rejected")
 """In order of precedence."""
 _OTHER = ("history", "channel", "chosen", "margin", "tag", "rejected_images", "objects", *REJECTED)
 LABELS = ("label", "labels")
+JUDGMENT = (*LABELS, "kto_tag")
+"""Whether an answer is desirable; the last is LLaMA-Factory's name."""
 ANCHOR = ("anchor", "sentence1")
 POSITIVE = ("positive_messages", "positive", "positives", "sentence2", "document", "passage", "response", "answer")
 NEGATIVE = ("negative_messages", "negative", "negatives", "neg", "rejected_response", "rejected")
@@ -44,7 +46,7 @@ MEDIA = (
 KNOWN = frozenset(
     {
         *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
-        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *MEDIA, *LABELS),
+        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *MEDIA, *JUDGMENT),
         *(*ANCHOR, *POSITIVE, *NEGATIVE),
     }
 )

@@ -6,20 +6,18 @@ system, tools, channel, and a rejected answer. The tables in columns.py map colu
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from megatron_trainer.data.conversation import preference
 from megatron_trainer.data.conversation.columns import (
-    CONTEXT,
     LABELS,
     LATE_QUERY,
     LATE_RESPONSE,
     MESSAGES,
     QUERY,
-    REJECTED,
     RESPONSE,
     SYSTEM,
     TOOLS,
@@ -34,11 +32,21 @@ from megatron_trainer.data.conversation.group import Grouping, grouped
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.conversation.messages import (
     THOUGHT_KEYS,
-    parse_json,
     parse_messages,
     parse_tools,
     text_of,
     with_thought,
+)
+from megatron_trainer.data.conversation.preference import Texts
+from megatron_trainer.data.conversation.turn_columns import (
+    as_prompt,
+    as_question,
+    as_turns,
+    history,
+    pick,
+    query,
+    single,
+    unpacked,
 )
 from megatron_trainer.data.values import Conversation, Message, RowError
 
@@ -77,23 +85,23 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
 
     Raises RowError with the reason when the row is in no known format or damaged.
     """
-    columns = Columns(named(row, settings.columns))
-    refuse_media(columns)
+    columns = _columns(row, settings)
     if settings.label is not None:
         return _scored(columns, settings, settings.label)
     if settings.grouping is not None:
         return _group(columns, settings, settings.grouping, number)
-    messages = _messages(columns, settings.seed + number, of_pairs=settings.needs_rejected or settings.needs_label)
-    rejected = _rejected(columns, messages) if settings.needs_rejected else None
+    choose = _chooser(columns, settings.seed + number)
+    messages = _messages(columns, choose, of_pairs=settings.needs_rejected or settings.needs_label)
+    rejected = preference.rejected(columns, messages, choose) if settings.needs_rejected else None
     target: tuple[float, ...] = ()
     if settings.needs_label:
-        messages, target = _labeled(columns, messages)
+        messages, target = preference.labeled(columns, messages, choose)
     if settings.needs_margin:
-        target = (_margin(columns),)
+        target = (preference.margin(columns),)
     if settings.needs_question and not _asks(messages):
         raise RowError("the row has no question", f"its columns are {', '.join(columns)}")
     placeholders = _placeholders(columns, settings)
-    tools = _pick(columns, TOOLS, "tools")
+    tools = pick(columns, TOOLS, "tools")
     channel = columns.get("channel")
     found = [*_cut_notes(messages), *notes(columns)]
     return Conversation(
@@ -106,13 +114,27 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     )
 
 
+def _columns(row: Row, settings: Recognition) -> Columns:
+    """The columns of a row by their meaning. Raises RowError for those that nothing here reads."""
+    fields = named(row, settings.columns)
+    if settings.grouping is not None:  # reads texts that are turns itself
+        columns = Columns(fields)
+    else:
+        fields, found = unpacked(fields)
+        columns = Columns(fields)
+        for note in found:
+            columns.tell(note)
+    refuse_media(columns)
+    return columns
+
+
 def _scored(columns: Columns, settings: Recognition, label: Label) -> Conversation:
     """The input of a head: a conversation, or one text, with its label. It may end with any turn."""
     messages = _scored_messages(columns)
-    value = _pick(columns, LABELS, "label")
+    value = pick(columns, LABELS, "label")
     if value is None:
         raise RowError("no label", f"the row has {', '.join(columns)}; name its column with columns: {{x: label}}")
-    tools, channel = _pick(columns, TOOLS, "tools"), columns.get("channel")
+    tools, channel = pick(columns, TOOLS, "tools"), columns.get("channel")
     return Conversation(
         messages=_filled(messages, _placeholders(columns, settings)),
         tools=parse_tools(tools) or None if tools else None,
@@ -135,20 +157,20 @@ def _group(columns: Columns, settings: Recognition, grouping: Grouping, number: 
 
 def _scored_messages(row: Columns) -> tuple[Message, ...]:
     """Messages, a question with or without its answer, or a text."""
-    system = text_of(_pick(row, SYSTEM, "system"), "system")
-    listed = _pick(row, MESSAGES, "messages")
+    system = text_of(pick(row, SYSTEM, "system"), "system")
+    listed = pick(row, MESSAGES, "messages")
     has_answer = any(name in row for name in RESPONSE) and any(name in row for name in (*QUERY, *LATE_QUERY))
     if listed is not None:
         messages = parse_messages(listed)
     elif has_answer:
-        messages = _query_and_response(row, 0)
+        messages = _query_and_response(row, _chooser(row, 0))
     else:
         names = (*QUERY, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE)
         text = next((row[name] for name in names if name in row), None)
         if text is None:
             raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
-        text = _query(row) if any(name in row for name in QUERY) else text
-        messages = _as_turns(text) or (Message(role="user", content=_single(text)),)
+        text = query(row) if any(name in row for name in QUERY) else text
+        messages = as_turns(text) or (Message(role="user", content=single(text)),)
     if not any(message.content.strip() for message in messages):
         raise RowError("empty text")
     return under_system(row, system, messages)
@@ -184,203 +206,53 @@ def _filled(messages: tuple[Message, ...], placeholders: Mapping[str, str]) -> t
     return messages
 
 
-def _messages(row: Columns, choice: int, *, of_pairs: bool) -> tuple[Message, ...]:
-    system = text_of(_pick(row, SYSTEM, "system"), "system")
-    listed = _pick(row, MESSAGES, "messages")
-    if of_pairs and listed is not None and all(isinstance(row.get(name), list) for name in ("chosen", "rejected")):
-        if listed != row["chosen"]:
-            row.tell("the turns of chosen and rejected are used, not those of messages")
-        listed = None
-    if listed is not None:
+def _messages(row: Columns, choose: Texts, *, of_pairs: bool) -> tuple[Message, ...]:
+    system = text_of(pick(row, SYSTEM, "system"), "system")
+    listed = pick(row, MESSAGES, "messages")
+    if of_pairs and listed is not None and row.get("chosen") not in (None, "", []):
+        messages = preference.chosen_beside(row, listed, choose)
+    elif listed is not None:
         messages = parse_messages(listed)
-    elif isinstance(row.get("chosen"), list):
-        messages = _with_prompt(row, "chosen")
+    elif as_turns(row.get("chosen")):
+        messages = preference.with_prompt(row, "chosen")
     else:
-        messages = _query_and_response(row, choice)
+        messages = _query_and_response(row, choose)
     messages = under_system(row, system, messages)
-    if any(_is_empty(message) and message.loss is None for message in messages):
+    if any(preference.is_empty(message) and message.loss is None for message in messages):
         row.tell("an answer before the last one is empty, and trained so (loss: false leaves it out)")
-    return _checked(messages)
+    return preference.checked(messages)
 
 
-def _is_empty(message: Message) -> bool:
-    nothing = not (message.content.strip() or message.calls or message.thought.strip())
-    return message.role == "assistant" and nothing
-
-
-def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    answers = [message for message in messages if message.role == "assistant"]
-    if not answers:
-        raise RowError(
-            "the last turn is not the assistant's", f"it has role {messages[-1].role}, and so have all others"
-        )
-    if _is_empty(answers[-1]):
-        raise RowError("empty response")
-    return messages
-
-
-def _query_and_response(row: Columns, choice: int) -> tuple[Message, ...]:
-    query, response = _query(row), _response(row, choice)
+def _query_and_response(row: Columns, choose: Texts) -> tuple[Message, ...]:
+    asked, response = query(row), _response(row, choose)
     thoughts = [text_of(row[key], key) for key in THOUGHT_KEYS if key in row]
-    answers = _as_turns(response) or (Message(role="assistant", content=text_of(response, "response")),)
-    messages: list[Message] = []
-    for question, answer in _history(row.get("history")):
-        messages += [Message(role="user", content=question), Message(role="assistant", content=answer)]
-    asked = _as_turns(query)
-    if asked:
-        messages += _as_prompt(asked)
-    elif query:
-        messages.append(Message(role="user", content=_single(query)))
+    answers = as_turns(response) or (Message(role="assistant", content=text_of(response, "response")),)
     if thoughts and answers[-1].thought:
         row.tell("the thought inside the answer is used, not the one in the column")
-    return (*messages, *answers[:-1], with_thought(answers[-1], "\n\n".join(thoughts)))
+    before = (*history(row.get("history")), *as_prompt(as_question(asked)))
+    return (*before, *answers[:-1], with_thought(answers[-1], "\n\n".join(thoughts)))
 
 
-def _as_prompt(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """The turns of a prompt: answers in it are not trained unless they say otherwise (as in TRL)."""
-    return tuple(
-        replace(turn, loss=False) if turn.role == "assistant" and turn.loss is None else turn for turn in turns
-    )
-
-
-def _as_turns(value: object) -> tuple[Message, ...]:
-    """The turns in a column, empty if it holds a text."""
-    is_list = (
-        isinstance(value, list) and value and all(isinstance(turn, Mapping) and "type" not in turn for turn in value)
-    )
-    return parse_messages(value) if is_list else ()
-
-
-def _single(value: object) -> str:
-    """A question; a list of several texts is not one.
-
-    Raises RowError for such a list.
-    """
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        if len(value) != 1:
-            raise RowError("a column holds a list", f"the question is {len(value)} texts; use one in each row")
-        return str(value[0])
-    return text_of(value, "query")
-
-
-def _query(row: Row) -> object:
-    """The question: its column and its context."""
-    question = _pick(row, QUERY, "query")
-    if question is None:
-        return next((row[name] for name in LATE_QUERY if name in row), None)
-    if _as_turns(question) or not any(name in row for name in CONTEXT):
-        return question
-    beside = [row[name] for name in CONTEXT if name in row]
-    return "\n".join(text for text in map(_single, [question, *beside]) if text)
-
-
-def _response(row: Columns, choice: int) -> object:
-    response = row["chosen"] if "chosen" in row else _pick(row, RESPONSE, "response")
+def _response(row: Columns, choose: Texts) -> object:
+    response = row["chosen"] if "chosen" in row else pick(row, RESPONSE, "response")
     if response is None:
         response = next((row[name] for name in LATE_RESPONSE if name in row), None)
     if response is None:
         raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
-    if isinstance(response, list) and response and all(isinstance(option, str) for option in response):
-        if len(set(response)) > 1:
+    return choose(response)
+
+
+def _chooser(row: Columns, choice: int) -> Texts:
+    """Picks one of several texts, the same in each run, and of as many other texts the one in the same place."""
+
+    def choose(value: object) -> object:
+        if not (isinstance(value, list) and value and all(isinstance(option, str) for option in value)):
+            return value
+        if len(set(value)) > 1:
             row.tell("one of several answers is trained")
-        return response[zlib.crc32(choice.to_bytes(8, "little", signed=True)) % len(response)]
-    return response
+        return value[zlib.crc32(choice.to_bytes(8, "little", signed=True)) % len(value)]
 
-
-def _history(value: object) -> list[tuple[str, str]]:
-    if not value:
-        return []
-    rounds = parse_json(value, "history")
-    if not isinstance(rounds, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds):
-        raise RowError("history is not a list of [query, response] pairs")
-    if any(part is None for pair in rounds for part in pair):
-        raise RowError("history has an empty round")
-    return [(text_of(pair[0], "history"), text_of(pair[1], "history")) for pair in rounds]
-
-
-def _pick(row: Row, names: Sequence[str], key: str) -> object:
-    """The value of the column for `key`. The key's own name takes precedence over its aliases."""
-    if key in row:
-        return row[key]
-    found = [name for name in names if name in row]
-    if len(found) > 1:
-        raise RowError(f"several columns could be the {key}", f"{', '.join(found)}; name one with columns")
-    return row[found[0]] if found else None
-
-
-def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
-    name = next((name for name in REJECTED if name in row), None)
-    if name is None:
-        raise RowError("no rejected answer", "preference training needs rejected_response or rejected_messages")
-    if name == "rejected_messages":
-        rejected = parse_messages(row[name])
-    elif isinstance(row[name], list):
-        rejected = _with_prompt(row, name)
-    else:
-        rejected = (Message(role="assistant", content=text_of(row[name], name)),)
-    if not any(message.role == "user" and message.content.strip() for message in rejected):
-        rejected = _after_question(chosen, tuple(message for message in rejected if message.role != "system"))
-    if chosen[0].role == "system" and rejected[0].role != "system":
-        rejected = (chosen[0], *rejected)
-    if rejected == chosen and not row.get("rejected_images"):  # equal words about two images differ
-        raise RowError("the rejected answer equals the chosen one")
-    if [m.content for m in chosen if m.role == "user"] != [m.content for m in rejected if m.role == "user"]:
-        row.tell("chosen and rejected answer different questions")
-    return _checked(rejected)
-
-
-def _labeled(row: Columns, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
-    """The conversation that the label refers to, and the label as a target: 1 for a desirable answer, else 0."""
-    label = row.get("label")
-    if label is None:
-        raise RowError("no label", "kto needs label: true or false, or a rejected answer next to the chosen one")
-    if isinstance(label, str):  # of a table
-        label = {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower(), label)
-    if label not in (True, False):
-        raise RowError("the label is neither true nor false", repr(label))
-    if is_paired(row):
-        rejected = _rejected(row, messages)
-        messages = messages if label else rejected
-    return messages, (float(bool(label)),)
-
-
-def _margin(row: Row) -> float:
-    margin = row.get("margin", 0.0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise RowError("the margin is not a number", repr(margin))
-    return float(margin)
-
-
-def is_paired(row: Row) -> bool:
-    """Whether the row has a rejected answer as well."""
-    return any(row.get(name) is not None for name in REJECTED)
-
-
-def _after_question(chosen: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Rejected turns after all chosen ones up to the last that is not the assistant's; with tools of their own, up to
-    the last question.
-    """
-    has_question = any(message.role == "user" for message in chosen)
-    if has_question and answer[:1] and answer[0].role == "tool":
-        raise RowError("the rejected turns begin with a tool result", "add the turns before it, or a prompt")
-    has_tools = any(message.role == "tool" for message in answer)
-    ends = [m.role == "user" if has_tools else m.role != "assistant" for m in chosen]
-    return (*chosen[: max((place for place, is_end in enumerate(ends) if is_end), default=-1) + 1], *answer)
-
-
-def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
-    """Preference rows of {prompt, chosen, rejected} with answers, and possibly the prompt, as turns."""
-    answer = parse_messages(row[name])
-    prompt = row["prompt"] if "prompt" in row else _query(row) if any(name in row for name in QUERY) else None
-    if prompt in (None, "", []):
-        return answer
-    asked = _as_turns(prompt) or (Message(role="user", content=_single(prompt)),)
-    if answer[0].role not in ("system", "user"):
-        return (*_as_prompt(asked), *answer)
-    said = [turn.content.strip() for turn in answer]
-    if any(turn.content.strip() not in said for turn in asked):
-        row.tell("the prompt inside the answers is used, not the one in the column")
-    return answer
+    return choose
 
 
 def with_system(conversation: Conversation, system: str | None) -> Conversation:

@@ -121,6 +121,18 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def plain_value(value: object) -> object:
+    """The number, or true or false, whose text this is, as tables without types hold them; any other value itself."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        number = float(text)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
+
+
 def parse_json(value: object, name: str) -> object:
     """The value itself, or its parsed JSON text; Python literals of lists and objects are accepted too.
 
@@ -259,7 +271,7 @@ def _loss(turn: Mapping[str, object], number: int) -> bool | float | None:
 
     Raises RowError for an invalid mask, or two masks that differ.
     """
-    masks = {key: turn[key] for key in MASK_KEYS if turn.get(key) is not None}
+    masks = {key: plain_value(turn[key]) for key in MASK_KEYS if turn.get(key) is not None}
     for key, mask in masks.items():
         if not isinstance(mask, bool | int | float) or not 0 <= mask < math.inf:
             raise RowError(f"{key} of a message is neither true nor false nor a weight", f"message {number}: {mask!r}")

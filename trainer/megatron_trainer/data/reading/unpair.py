@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import batched
 
 from megatron_trainer.data.conversation.columns import Row, named
-from megatron_trainer.data.conversation.formats import is_paired
+from megatron_trainer.data.conversation.preference import is_labeled, is_paired
 from megatron_trainer.data.reading.source import Source
 from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.values import RowError
@@ -68,4 +68,4 @@ def _pair(record: Record, columns: Mapping[str, str]) -> Row | None:
         known = named(row, columns)
     except RowError:
         return None
-    return row if is_paired(known) and "label" not in known else None
+    return row if is_paired(known) and not is_labeled(known) else None
