@@ -33,6 +33,10 @@ def texts(row, grouping=EMBEDDING, **more):
         {"anchor": "a", "positive": "b", "negative": ["c", "d"]},
         {"query": "a", "response": "b", "rejected_response": ["c", "d"]},
         {"Anchor": "a", "Positives": ["b"], "negatives": ["c", "d"]},
+        {"query": "a", "pos": ["b"], "neg": ["c", "d"]},
+        {"anchor": "a", "positive": "b", "negative_2": "d", "negative_1": "c"},
+        {"anchor": "a", "positive": "b", "negative": "c", "negative_10": ["d"]},
+        {"anchor": "a", "positive": "b", "Neg1": "c", "neg2": "d", "neg3": ""},
     ],
 )
 def test_an_anchor_has_a_positive_and_negatives(row):
@@ -75,7 +79,11 @@ def test_documents_are_answers_positives_first():
     found, target = texts(row, Grouping(kind="reranker"))
     assert found == [[("user", "q"), ("assistant", each)] for each in "bcd"]
     assert target == (1.0,)
-    assert texts({"query": "q", "document": "b", "label": 0}, Grouping(kind="reranker"))[1] == (0.0,)
+    for label in (0, False, "0", "False", "0.0"):
+        assert texts({"query": "q", "document": "b", "label": label}, Grouping(kind="reranker"))[1] == (0.0,)
+    found, target = texts({"query": "q", "pos": ["b"], "neg_1": "c"}, Grouping(kind="reranker"))
+    assert found == [[("user", "q"), ("assistant", each)] for each in "bc"]
+    assert target == (1.0,)
 
 
 def test_documents_are_drawn_the_same_in_each_run():

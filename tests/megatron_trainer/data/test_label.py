@@ -14,6 +14,7 @@ from tests.support.models import tiny_model
 SINGLE = Label(problem="single_label_classification", count=3, names=("good", "bad", "ugly"))
 SEVERAL = Label(problem="multi_label_classification", count=3, names=("good", "bad", "ugly"))
 NUMBER = Label(problem="regression", count=1)
+YES_OR_NO = Label(problem="single_label_classification", count=2)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,10 @@ NUMBER = Label(problem="regression", count=1)
         (SEVERAL, "[0, 2]", (1, 0, 1)),
         (NUMBER, 0.5, (0.5,)),
         (NUMBER, "0.5", (0.5,)),
+        (NUMBER, " -1e3 ", (-1000,)),
+        (YES_OR_NO, True, (1,)),
+        (YES_OR_NO, "False", (0,)),
+        (YES_OR_NO, "1.0", (1,)),
         (Label(problem="regression", count=2), [1, -1], (1, -1)),
     ],
 )
@@ -49,6 +54,10 @@ def test_a_label_is_read_in_the_forms_that_it_comes_in(label, value, expected):
         (SEVERAL, [float("nan")], "is not a class"),
         (SINGLE, True, "is not a class"),
         (SINGLE, [0, 1], "is not a class"),
+        (SINGLE, "Good", "'Good' is not a class; use a number from 0 to 2, or a name in id2label: good, bad, ugly"),
+        (YES_OR_NO, "1_0", "'1_0' is not a class; use a number from 0 to 1, or name the classes in id2label"),
+        (SEVERAL, "good,bad", "'good,bad' is not a class"),
+        (NUMBER, "0,5", "'0,5' is not a number"),
         (SEVERAL, [0, 3], "class 3 of 3"),
         (Label(problem="multi_label_classification", count=2), [0, 1], "two meanings"),
         (NUMBER, [1, 2], "2 numbers for num_labels 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from megatron_trainer.data.conversation.messages import THOUGHT_KEYS, is_missing
@@ -35,9 +36,21 @@ LABELS = ("label", "labels")
 JUDGMENT = (*LABELS, "kto_tag")
 """Whether an answer is desirable; the last is LLaMA-Factory's name."""
 ANCHOR = ("anchor", "sentence1")
-POSITIVE = ("positive_messages", "positive", "positives", "sentence2", "document", "passage", "response", "answer")
+POSITIVE = (
+    "positive_messages",
+    "positive",
+    "positives",
+    "pos",
+    "sentence2",
+    "document",
+    "passage",
+    "response",
+    "answer",
+)
 NEGATIVE = ("negative_messages", "negative", "negatives", "neg", "rejected_response", "rejected")
 """Columns of rows with several texts; the first one present is used for each."""
+NUMBERED_NEGATIVE = re.compile(r"neg(?:ative)?_?([0-9]+)", re.IGNORECASE)
+"""Columns with one negative each, beside any of NEGATIVE: sentence-transformers writes mined negatives so."""
 MEDIA = (
     *("positive_images", "negative_images", "positive_videos", "negative_videos"),
     *("positive_audios", "negative_audios"),

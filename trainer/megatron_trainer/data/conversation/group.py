@@ -17,13 +17,14 @@ from megatron_trainer.data.conversation.columns import (
     LABELS,
     MESSAGES,
     NEGATIVE,
+    NUMBERED_NEGATIVE,
     POSITIVE,
     QUERY,
     SYSTEM,
     Columns,
     under_system,
 )
-from megatron_trainer.data.conversation.messages import parse_json, parse_messages, text_of
+from megatron_trainer.data.conversation.messages import parse_json, parse_messages, plain_value, text_of
 from megatron_trainer.data.values import Conversation, Message, RowError
 from megatron_trainjob.args.head import GroupKind
 
@@ -84,7 +85,7 @@ def _compared(columns: Columns, grouping: Grouping) -> Conversation:
     if len(positives) != 1:
         reason = "no positive" if not positives else "several positives"
         raise RowError(reason, f"an anchor has one positive, this one {len(positives)}; use a separate row for each")
-    negatives = [] if grouping.needs_label else _texts(columns, NEGATIVE, "user")[: grouping.hard_negatives]
+    negatives = [] if grouping.needs_label else _negatives(columns, "user")[: grouping.hard_negatives]
     if grouping.hard_negatives is not None and not negatives:
         raise RowError("no negative", "infonce_hard_negatives requires some")
     target = (_label(columns, grouping),) if grouping.needs_label else ()
@@ -94,7 +95,7 @@ def _compared(columns: Columns, grouping: Grouping) -> Conversation:
 def _ranked(columns: Columns, grouping: Grouping, draw: random.Random) -> Conversation:
     """One sequence for each document."""
     query = _anchor(columns)
-    positives, negatives = _texts(columns, POSITIVE, "assistant"), _texts(columns, NEGATIVE, "assistant")
+    positives, negatives = _texts(columns, POSITIVE, "assistant"), _negatives(columns, "assistant")
     if _value(columns, LABELS) is not None and not negatives:
         positives, negatives = _by_label(columns, grouping, positives)
     _tell_displaced(columns, query, [*positives, *negatives])
@@ -159,6 +160,15 @@ def _anchor(columns: Columns) -> Turns:
     return under_system(columns, text_of(_value(columns, SYSTEM), "system"), turns)
 
 
+def _negatives(columns: Columns, role: str) -> list[Turns]:
+    """The texts of the first column of negatives, then those of numbered ones."""
+    numbered = sorted((int(found[1]), name) for name in columns if (found := NUMBERED_NEGATIVE.fullmatch(name)))
+    return [
+        *_texts(columns, NEGATIVE, role),
+        *(each for _, name in numbered for each in _texts(columns, (name,), role)),
+    ]
+
+
 def _texts(columns: Columns, names: Sequence[str], role: str) -> list[Turns]:
     """The texts of the first of these columns: a text or a list of turns, or a list of either."""
     value = _unpacked(_value(columns, names))
@@ -213,7 +223,7 @@ def _label(columns: Columns, grouping: Grouping) -> float:
     value = _value(columns, LABELS)
     if value is None:
         raise RowError("no label", f"the row has {', '.join(columns)}; name its column with columns: {{x: label}}")
-    value = parse_json(value, "label") if isinstance(value, str) else value
+    value = plain_value(value)
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise RowError("the label does not fit", f"{value!r} is not a number")
     if grouping.is_binary and value not in (0, 1):

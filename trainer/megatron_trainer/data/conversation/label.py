@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_trainer.data.conversation.messages import parse_json
+from megatron_trainer.data.conversation.messages import parse_json, plain_value
 from megatron_trainer.data.values import RowError
 from megatron_trainjob.args.head import ProblemType
 
 _WRONG = "the label does not fit"
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Label:
     def read(self, value: object) -> tuple[float, ...]:
         """The numbers for a value of the column. Raises RowError for an invalid one."""
         if isinstance(value, str) and value not in self.names:
-            value = parse_json(value, "label")
+            value = parse_json(value, "label") if value.lstrip().startswith("[") else plain_value(value)
         match self.problem:
             case "single_label_classification":
                 return (float(self._class(value)),)
@@ -43,11 +44,18 @@ class Label:
             value = value[0]
         if isinstance(value, str) and value in self.names:
             return self.names.index(value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_whole(value):
-            raise RowError(_WRONG, f"{value!r} is not a class; use a number from 0 to {self.count - 1}")
+        if (isinstance(value, bool) and self.count != 2) or not isinstance(value, int | float) or not _is_whole(value):
+            raise RowError(_WRONG, f"{value!r} is not a class; {self._known()}")
         if not 0 <= value < self.count:
             raise RowError(_WRONG, f"class {value} of {self.count} (num_labels); they count from 0")
         return int(value)
+
+    def _known(self) -> str:
+        numbers = f"use a number from 0 to {self.count - 1}"
+        if not self.names:
+            return f"{numbers}, or name the classes in id2label of config.json"
+        shown = ", ".join(self.names[:_NAMES_SHOWN]) + (" ..." if len(self.names) > _NAMES_SHOWN else "")
+        return f"{numbers}, or a name in id2label: {shown}"
 
     def _classes(self, value: object) -> tuple[float, ...]:
         values: list[Any] = value if isinstance(value, list) else [value]

@@ -7,6 +7,7 @@ Dialects: {role, content} | {from, value} | {human, assistant} pairs; tool calls
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,11 +127,13 @@ def plain_value(value: object) -> object:
     text = value.strip().lower() if isinstance(value, str) else ""
     if text in ("true", "false"):
         return text == "true"
-    try:
-        number = float(text)
-    except ValueError:
+    if "_" in text:  # Python's numbers may have them
         return value
-    return number if math.isfinite(number) else value
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            return number if math.isfinite(number) else value
+    return value
 
 
 def parse_json(value: object, name: str) -> object:
