@@ -10,7 +10,7 @@ from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.input_file import UnfitFile
-from tests.support.data.no_files import NO_FILES, lay
+from tests.support.data.no_files import LFS_POINTER, NO_FILES, lay
 from tests.support.models.model_configs import PUBLISHED
 
 LLAMA = PUBLISHED["SmolLM2-135M"][1]
@@ -40,6 +40,18 @@ def test_every_reader_of_small_files_ends_with_a_reason(tmp_path, kind):
         assert tokenizer_folder.problems(tmp_path)
     if kind in NO_FILES:
         assert progress.read(tmp_path / "config.json") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "model.safetensors", "pytorch_model.bin", weight_files.INDEX_FILE, "config.json"]
+)
+def test_a_pointer_of_git_lfs_in_place_of_a_file_of_the_model_is_named_with_the_remedy(tmp_path, name):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    (tmp_path / name).write_bytes(LFS_POINTER)
+    found = [*tokenizer_folder.problems(tmp_path), *weight_files.problems(tmp_path, {"model_type": "llama"})]
+    assert any(
+        f"{name} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull" in each for each in found
+    )
 
 
 def test_a_file_of_10_terabytes_is_not_read(tmp_path):

@@ -27,6 +27,10 @@ _KINDS = (
 )
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_POINTER_BYTES = 1024
+
+
 class UnfitFile(ValueError):
     """The path is not a readable file; the message gives the reason and the remedy."""
 
@@ -39,6 +43,15 @@ def check(path: Path, *, most_bytes: int | None = None) -> None:
         raise UnfitFile(f"{path} is {kind}; pass a file")
     if most_bytes is not None and status.st_size > most_bytes:
         raise UnfitFile(f"{path} has {status.st_size} bytes, expected at most {most_bytes}; it is no such file")
+    if len(_POINTER) < status.st_size < _MOST_POINTER_BYTES:
+        _refuse_pointer(path)
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raises UnfitFile for what git leaves in place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UnfitFile(f"{path} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull")
 
 
 def read_bytes(path: Path, *, most_bytes: int = MAX_BYTES) -> bytes:

@@ -200,10 +200,10 @@ def _stored(directory: Path, source: str) -> dict[str, Stored] | None:
 
 def _header(path: Path) -> dict[str, Stored] | None:
     """The tensors of a safetensors file; None for a torch file, which only loading can read. Raises Unusable."""
-    if path.suffix != ".safetensors":
-        return None
     try:
         input_file.check(path)
+        if path.suffix != ".safetensors":
+            return None
         with path.open("rb") as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
             if length > _LONGEST_HEADER_BYTES:

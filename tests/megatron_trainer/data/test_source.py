@@ -97,6 +97,48 @@ def test_readme_says_which_files_are_which_split(tmp_path):
         open_source(parse_spec(f"{tmp_path}:huge"))
 
 
+def test_shards_of_which_others_are_missing_are_named(tmp_path):
+    write_splits(tmp_path, ["train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl", "data/train-0-of-1.jsonl"])
+    source = open_source(parse_spec(str(tmp_path)))
+    assert len(list(source.records())) == 3
+    assert source.note == "only 2 of the 3 shards of train.jsonl are there"
+
+
+@pytest.mark.parametrize("names", [["dataset_info.json"], ["dataset_info.json", "json-train.arrow"]])
+def test_a_dataset_info_that_another_program_wrote_does_not_make_a_saved_table(tmp_path, names):
+    """LLaMA-Factory describes the files of a folder in one; the cache of `datasets` has one without a state.json."""
+    write_splits(tmp_path, [*names, "alpaca.jsonl"])
+    assert rows(tmp_path) == [{"query": "alpaca.jsonl", "response": "!"}]
+    (tmp_path / "alpaca.jsonl").unlink()
+    said = "no data files .*json-train.arrow" if len(names) > 1 else "no data files"
+    with pytest.raises(ValueError, match=said):
+        open_source(parse_spec(str(tmp_path)))
+
+
+@pytest.mark.parametrize("damage", ["state.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_table_is_refused_with_the_reason(tmp_path, damage):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / damage).write_text("{")
+    with pytest.raises(ValueError, match=r"was saved by datasets and cannot be read \(.+\); save or copy it again"):
+        open_source(parse_spec(str(tmp_path / "saved")))
+
+
+def test_the_cache_of_a_repository_is_not_read_with_all_its_revisions(tmp_path):
+    write_splits(tmp_path, ["snapshots/new/train.jsonl", "snapshots/old/train.jsonl"])
+    (tmp_path / "refs").mkdir()
+    for main, named in (("old\n", "old"), ("new", "new"), ("gone", "new")):
+        (tmp_path / "refs" / "main").write_text(main)
+        with pytest.raises(ValueError, match=f"is the cache of a Hub repository.*use .*/snapshots/{named}$"):
+            open_source(parse_spec(str(tmp_path)))
+    assert len(rows(tmp_path / "snapshots" / "new")) == 1
+
+
+def test_a_file_with_subsets_is_refused_as_a_file(tmp_path):
+    write_splits(tmp_path, ["a.jsonl"])
+    with pytest.raises(ValueError, match="is a file, which has neither subsets nor splits"):
+        open_source(parse_spec(f"{tmp_path}/a.jsonl:train"))
+
+
 def test_a_folder_without_a_training_split_is_refused_with_those_it_has(tmp_path):
     write_splits(tmp_path, ["test.jsonl", "validation.jsonl"])
     with pytest.raises(ValueError, match="no split named train, only validation, test"):

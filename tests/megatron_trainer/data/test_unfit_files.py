@@ -12,7 +12,7 @@ from megatron_trainer.data.reading.read import MAX_GROWTH, read_file
 from megatron_trainer.data.reading.source import open_source
 from megatron_trainer.data.reading.spec import parse_spec
 from megatron_trainer.data.values import RowError
-from tests.support.data.no_files import NO_FILES, lay
+from tests.support.data.no_files import LFS_POINTER, NO_FILES, lay
 
 READ = "megatron_trainer.data.reading.read"
 """Holds the limits that tests lower, so that what exceeds them is made in a moment."""
@@ -49,6 +49,7 @@ def test_a_file_that_was_never_written_is_refused_at_once(tmp_path, size):
         ("rows.jsonl", gzip.compress(b'{"text": "a"}', mtime=0), "compressed by gzip; add .gz to its name"),
         ("rows.csv", b"PK\x03\x04...", "a zip archive or a spreadsheet"),
         ("rows.json", b"PAR1....", "its name must end with .parquet"),
+        *((name, LFS_POINTER, "is a pointer of Git LFS") for name in ("rows.jsonl", "a.parquet", "a.jsonl.gz")),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused_with_what_it_is(tmp_path, name, content, said):

@@ -30,3 +30,6 @@ def lay(kind: str, path: Path) -> None:
 
 
 NO_FILES = ["a named pipe", "a socket", "a device", "a folder"]
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4967215360\n"
+"""What `git clone` leaves of a large file where git-lfs is not installed."""

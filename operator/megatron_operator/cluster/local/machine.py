@@ -6,7 +6,7 @@ Only for paths that exist here: local ones, and those below a mount whose folder
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from megatron_operator.api.spec import spec_schema
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.mounts import is_below
-from megatron_trainjob import tokenizer_folder, weight_files
+from megatron_trainjob import dataset_entry, hub_cache, tokenizer_folder, weight_files
 from megatron_trainjob.args import head
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
@@ -126,11 +126,13 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
 
 
 def _what_it_is(folder: Path) -> str:
-    """A remark about a folder that this project, or peft, has written."""
+    """A remark about a folder that this project, peft, or the Hub's client has written."""
     if (folder / "adapter_config.json").is_file():
         return ". It holds an adapter: pass it as adapter_load, and its base model as model"
     if (folder / "args.json").is_file():
         return ". It holds a run's checkpoints: pass it as load, and the model that it started from as model"
+    if snapshot := hub_cache.snapshot(folder):
+        return f". It is the cache of a Hub repository: pass {snapshot}"
     return ""
 
 
@@ -163,11 +165,25 @@ def _missing_data(arguments: Object, mounted: Mapping[str, Path | None]) -> Iter
     for name in DATA_ARGUMENTS:
         given = arguments.get(name)
         for entry in [given] if isinstance(given, str) else given or ():
-            source = str(entry).partition("#")[0]
-            path = local_path(source, mounted) if _is_path(source) or Path(source).suffix in suffixes else None
-            if path is not None and not path.exists():
-                message = f"{path} does not exist; correct the path, or bind the volume with --volume"
+            if message := _problem_of_data(str(entry), suffixes, mounted):
                 yield Violation(path=f"spec.args.{name}", value=entry, message=message)
+
+
+def _problem_of_data(entry: str, suffixes: Collection[str], mounted: Mapping[str, Path | None]) -> str:
+    """What is wrong with an entry of a data argument as far as this machine shows, "" if nothing is."""
+    try:
+        source = dataset_entry.parse(entry, lambda text: _is_here(text, mounted)).name
+    except ValueError as err:
+        return str(err)
+    path = local_path(source, mounted) if _is_path(source) or Path(source).suffix in suffixes else None
+    if path is None or path.exists():
+        return ""
+    return f"{path} does not exist; correct the path, or bind the volume with --volume"
+
+
+def _is_here(text: str, mounted: Mapping[str, Path | None]) -> bool:
+    path = local_path(text, mounted)
+    return path is not None and path.exists()
 
 
 def _missing_folders(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 import datasets
+import pyarrow  # type: ignore[import-untyped]
 
 from megatron_trainer.data.reading import split
 from megatron_trainer.data.reading.read import READERS, check, kind_of, read_file, without_nulls
 from megatron_trainer.data.reading.spec import DatasetSpec
 from megatron_trainer.data.row import Record
+from megatron_trainjob import hub_cache
 
 
 class Source(Protocol):
@@ -145,15 +147,31 @@ def _joined(parts: Sequence[FileSource | TableSource]) -> Source:
 
 
 def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) -> FileSource | TableSource:
-    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
-        saved = datasets.load_from_disk(str(folder))
+    if found := hub_cache.snapshot(folder):
+        raise ValueError(f"is the cache of a Hub repository, which may hold several revisions; use {found}")
+    if _is_saved(folder):
+        saved = _saved(folder)
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         table = split.choose(splits, wanted, str(folder))
         return TableSource(name=str(folder), table=table.content, note=table.note)
     files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
     for file in files.content:
         check(file)
-    return FileSource(files=files.content, note="; ".join(filter(None, (files.note, split.unread(folder)))))
+    remarks = (files.note, split.lost_shards(files.content), split.unread(folder))
+    return FileSource(files=files.content, note="; ".join(filter(None, remarks)))
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved this folder: others have a dataset_info.json too (its cache, LLaMA-Factory)."""
+    is_table = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
+    return is_table or (folder / "dataset_dict.json").is_file()
+
+
+def _saved(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as err:
+        raise ValueError(f"was saved by datasets and cannot be read ({err}); save or copy it again") from err
 
 
 def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:

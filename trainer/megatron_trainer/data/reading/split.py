@@ -6,6 +6,7 @@ name says otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ OTHER_DATA = frozenset(
     }
 )
 """Endings of files that may hold rows and that nothing here reads."""
+_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)(\..+)", re.DOTALL)
 
 
 def choose[Content](splits: Mapping[str, Content], wanted: Sequence[str], place: str) -> Chosen[Content]:
@@ -93,6 +95,17 @@ def unread(folder: Path) -> str:
     )
 
 
+def lost_shards(files: Sequence[Path]) -> str:
+    """A note about shards (`train-00000-of-00002`) of which others are missing, empty if there are none."""
+    present: dict[tuple[str, int], set[int]] = {}
+    for found in filter(None, (_SHARD.fullmatch(str(file)) for file in files)):
+        present.setdefault((found[1] + found[4], int(found[3])), set()).add(int(found[2]))
+    short = [
+        (Path(name).name, count, len(numbers)) for (name, count), numbers in present.items() if len(numbers) < count
+    ]
+    return "; ".join(f"only {there} of the {count} shards of {name} are there" for name, count, there in short)
+
+
 def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The file patterns in README.md (and .huggingface.yaml), by configuration."""
     readme, own = folder / "README.md", folder / ".huggingface.yaml"
@@ -127,7 +140,7 @@ def _resolved(folder: Path, entry: Mapping[str, Any]) -> dict[str, tuple[Path, .
         patterns = get_data_patterns(base) if given is None else sanitize_patterns(given)
         found = DataFilesDict.from_patterns(patterns, base_path=base)
     except (EmptyDatasetError, FileNotFoundError) as err:
-        raise ValueError(f"the folder holds no data files ({', '.join(READERS)})") from err
+        raise _no_data(folder) from err
     splits = {str(split): _data_files(folder, map(Path, files)) for split, files in found.items()}
     return {split: files for split, files in splits.items() if files}
 
@@ -138,8 +151,13 @@ def _or_all(folder: Path, splits: dict[str, tuple[Path, ...]]) -> dict[str, tupl
         return splits
     files = _data_files(folder, folder.resolve().rglob("*"))
     if not files:
-        raise ValueError(f"the folder holds no data files ({', '.join(READERS)})")
+        raise _no_data(folder)
     return {"train": files}
+
+
+def _no_data(folder: Path) -> ValueError:
+    others = unread(folder)
+    return ValueError(f"the folder holds no data files ({', '.join(READERS)}){others and f'; {others}'}")
 
 
 def _data_files(folder: Path, files: Iterable[Path]) -> tuple[Path, ...]:

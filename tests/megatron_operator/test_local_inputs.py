@@ -1,0 +1,71 @@
+"""What `mtj validate` says of models and data sets on this machine: read as the trainer reads them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from megatron_operator.cli import main
+from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
+
+TINY = {
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+}
+
+
+@pytest.fixture
+def validate(tmp_path, monkeypatch, capsys):
+    """Validates a job with these arguments: (exit code, what was printed)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(TINY))
+    write_model_header(tmp_path / "model", TINY)
+    write_tokenizer(tmp_path / "model")
+    (tmp_path / "train.jsonl").write_text("")
+
+    def run(**arguments):
+        given = {"model": "./model", "dataset": ["./train.jsonl"], "train_iters": 10, **arguments}
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw({"args": given})))
+        code = main(["validate", "job.yaml"])
+        return code, " ".join("".join(capsys.readouterr()).split())
+
+    return run
+
+
+def test_the_cache_of_a_repository_is_named_with_the_folder_in_it(validate, tmp_path):
+    (tmp_path / "cached" / "refs").mkdir(parents=True)
+    (tmp_path / "cached" / "refs" / "main").write_text("5c1f")
+    (tmp_path / "cached" / "snapshots" / "5c1f").mkdir(parents=True)
+    code, text = validate(model="./cached")
+    assert code == 2
+    assert "It is the cache of a Hub repository: pass cached/snapshots/5c1f" in text
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("./train.jsonl#5", ""),
+        ("./set", ""),
+        ("./set:small", ""),
+        ("./set:small/large#5", ""),
+        ("./a#b", ""),
+        ("org/set:small#5", ""),
+        ("./train.jsonl#0", "the part after # must be a number of rows, 1 or more"),
+        ("./lost.jsonl#5", "lost.jsonl does not exist"),
+        ("./lost:small", "lost does not exist"),
+    ],
+)
+def test_data_sets_are_looked_for_as_the_trainer_reads_their_entries(validate, tmp_path, entry, message):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "a#b").mkdir()
+    code, text = validate(dataset=[entry])
+    assert code == (2 if message else 0), text
+    assert message in text
