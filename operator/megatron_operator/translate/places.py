@@ -21,7 +21,10 @@ OUTPUTS = ("save", "tensorboard_dir", "wandb_save_dir")
 HUB_ID = re.compile(r"(?:(?:hf|ms|HF|MS)::)?[\w.-]+/[\w.-]+(?::[\w/,-]+)?(?:#\d+)?")
 BARE_NAME = re.compile(r"[\w-]+(?::[\w/,-]+)?(?:#\d+)?")
 DATASETS = ("dataset", "val_dataset")
-FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".py", ".jinja")
+FILE_SUFFIXES = (
+    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet"),
+    *(".gz", ".bz2", ".zst", ".py", ".jinja"),
+)
 FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", "datasets/")
 
 

@@ -13,10 +13,15 @@ from megatron_trainer.data.conversation.formats import Recognition, recognize
 from megatron_trainer.data.reading.read import read_file
 from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.values import RowError
-from tests.support.data.row_files import ROWS, read, rows, write
+from tests.support.data.row_files import ROWS, packed, read, rows, write
+
+KINDS = (
+    *("jsonl", "ndjson", "jsonl.gz", "jsonl.bz2", "jsonl.zst", "json", "json.gz", "json.zst"),
+    *("csv", "tsv", "csv.zst", "parquet"),
+)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "jsonl.gz", "json", "json.gz", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_file_gives_the_same_rows(tmp_path, kind):
     path = tmp_path / f"data.{kind}"
     write(path, kind)
@@ -46,6 +51,92 @@ def test_a_json_file_of_lines_is_read_as_lines(tmp_path):
     path = tmp_path / "data.json"
     write(path, "jsonl")
     assert rows(path) == ROWS
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.ndjson", "data.jsonl.gz"])
+def test_an_array_in_a_file_of_lines_is_read_as_one(tmp_path, name, indent):
+    path = tmp_path / name
+    path.write_bytes(packed(b"\n" + json.dumps(ROWS, indent=indent).encode(), path.suffix))
+    assert rows(path) == ROWS
+
+
+@pytest.mark.parametrize("first", ["[1]", '[{"query": ', "[", '[{"text": "?"}]'])
+def test_lines_of_which_the_first_begins_like_an_array_stay_lines(tmp_path, first):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join([first, *map(json.dumps, ROWS)]))
+    assert reasons(path)[1:] == [None] * len(ROWS)
+
+
+def test_a_row_that_is_a_list_of_turns_is_a_conversation(tmp_path):
+    turns = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": str(n)}] for n in range(3)]
+    turns.append([{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}])
+    for name, content in (
+        ("a.jsonl", "\n".join(map(json.dumps, turns))),
+        ("a.json", json.dumps(turns, indent=1)),
+    ):
+        (tmp_path / name).write_text(content)
+        assert rows(tmp_path / name) == [{"messages": each} for each in turns]
+    (tmp_path / "one.jsonl").write_text(json.dumps(turns[0]))
+    assert rows(tmp_path / "one.jsonl") == [{"messages": turns[0]}]
+    (tmp_path / "a.json").write_text('[[{"x": 1}], []]')
+    assert reasons(tmp_path / "a.json") == [(1, "a row is not an object"), (2, "a row is not an object")]
+
+
+def test_rows_within_one_object_are_read(tmp_path):
+    path = tmp_path / "data.json"
+    for content in ({"data": ROWS}, {"version": "1.1", "authors": ["a"], "rows": ROWS, "empty": []}):
+        path.write_text(json.dumps(content, indent=1))
+        assert rows(path) == ROWS
+    path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
+    with pytest.raises(RowError, match="the file is one object") as caught:
+        rows(path)
+    assert caught.value.detail == "it has lists of rows in train, test; write one as an array"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "a"}]},
+        {"dialogue": [{"role": "user", "content": "a"}]},
+        {"query": "a", "data": [{"x": 1}]},
+        {"meta": {"data": [{"x": 1}]}},
+    ],
+)
+def test_one_object_that_is_a_row_stays_one(tmp_path, row):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(row))
+    assert rows(path) == [row]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_of_another_separator_is_read_by_its_header(tmp_path, separator):
+    path = tmp_path / "data.csv"
+    path.write_text(f'\ufeffquery{separator}response\n"a, b{separator}"{separator}"1,5"\n', encoding="utf-8")
+    assert rows(path) == [{"query": f"a, b{separator}", "response": "1,5"}]
+    path.write_text("query,a;b\n1,2;3\n")
+    assert rows(path) == [{"query": "1", "a;b": "2;3"}]
+
+
+def test_text_that_a_table_does_not_mark_as_text_is_read(tmp_path):
+    path = tmp_path / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"query": [b"2+2?"], "response": ["zwölf".encode()]}), path)
+    found = recognize(rows(path)[0], Recognition())
+    assert [message.content for message in found.messages] == ["2+2?", "zwölf"]
+    with pytest.raises(RowError, match="a field is not text"):
+        recognize({"query": b"\xff", "response": "a"}, Recognition())
+
+
+def test_turns_as_maps_are_turns(tmp_path):
+    """As Spark writes a list of map<string, string>."""
+    path = tmp_path / "data.parquet"
+    turn = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    messages = [[("role", "user"), ("content", "2+2?")], [("role", "assistant"), ("content", "4")]]
+    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.array([messages], pyarrow.list_(turn))}), path)
+    assert [message.content for message in recognize(rows(path)[0], Recognition()).messages] == ["2+2?", "4"]
+    messages[0].append(("role", "system"))
+    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.array([messages], pyarrow.list_(turn))}), path)
+    assert reasons(path) == [(1, "the file is damaged")]
 
 
 def test_nulls_by_which_arrow_fills_structs_are_left_out(tmp_path):
@@ -146,7 +237,9 @@ def damaged(source, content):
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "jsonl.gz", "jsonl.bz2", "jsonl.zst", "json", "json.gz", "json.zst", "csv", "tsv", "parquet"]
+)
 def test_files_damaged_at_random_are_read_as_far_as_they_go(tmp_path, kind, count):
     source = random.Random(f"{kind} {count}")
     whole = tmp_path / f"whole.{kind}"

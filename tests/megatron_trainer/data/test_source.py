@@ -65,7 +65,7 @@ def test_of_a_folder_given_as_val_dataset_the_validation_split_is_read(tmp_path,
 
 
 def test_files_of_a_folder_that_nothing_reads_are_named(tmp_path):
-    write_splits(tmp_path, ["train-1.jsonl", "train-2.jsonl.zst", "b/train-3.ARROW", "picture.png", ".cache/x.zst"])
+    write_splits(tmp_path, ["train-1.jsonl", "train-2.jsonl.xz", "b/train-3.ARROW", "picture.png", ".cache/x.zst"])
     source = open_source(parse_spec(str(tmp_path)))
     assert [Path(record.file).name for record in source.records()] == ["train-1.jsonl"]
     assert source.note.startswith("did not read 2 of its files, whose kind is not supported (the first is b/train-3.A")
@@ -95,6 +95,18 @@ def test_readme_says_which_files_are_which_split(tmp_path):
     assert len(list(open_source(parse_spec(f"{tmp_path}:large#5")).records())) == 2
     with pytest.raises(ValueError, match="no configuration huge, only small, large"):
         open_source(parse_spec(f"{tmp_path}:huge"))
+
+
+@pytest.mark.parametrize("names", [["a.jsonl", "LICENSE.txt"], ["data/train.csv", "train.txt", "train-notes.txt"]])
+def test_texts_beside_rows_of_other_kinds_are_not_trained(tmp_path, names):
+    write_splits(tmp_path, names)
+    (tmp_path / names[0]).write_text("text\nhello\n" if names[0].endswith("csv") else '{"text": "hello"}')
+    source = open_source(parse_spec(str(tmp_path)))
+    assert [parse_row(record.payload) for record in source.records()] == [{"text": "hello"}]
+    texts = len(names) - 1
+    assert source.note.startswith(f"did not read {texts} .txt files beside rows of other kinds (the first is")
+    (tmp_path / names[0]).unlink()
+    assert len(rows(tmp_path)) == texts
 
 
 def test_shards_of_which_others_are_missing_are_named(tmp_path):

@@ -13,6 +13,7 @@ from megatron_trainer.data.reading.source import open_source
 from megatron_trainer.data.reading.spec import parse_spec
 from megatron_trainer.data.values import RowError
 from tests.support.data.no_files import LFS_POINTER, NO_FILES, lay
+from tests.support.data.row_files import packed
 
 READ = "megatron_trainer.data.reading.read"
 """Holds the limits that tests lower, so that what exceeds them is made in a moment."""
@@ -163,15 +164,15 @@ def test_long_texts_that_many_rows_share_are_read_a_few_at_a_time(tmp_path):
     assert [(row["n"], len(row["text"])) for _, row in read_file(path)] == [(n, 2**20) for n in range(300)]
 
 
-@pytest.mark.parametrize("name", ["train.jsonl.gz", "train.json.gz", "train.csv.gz", "train.txt.gz"])
+@pytest.mark.parametrize(
+    "name", ["train.jsonl.gz", "train.json.gz", "train.csv.gz", "train.txt.gz", "train.jsonl.zst", "a.json.bz2"]
+)
 @pytest.mark.parametrize("content", [b"\n", b"a", b"[", b" "])
 def test_a_bomb_ends_with_a_reason(tmp_path, monkeypatch, name, content):
     monkeypatch.setattr(f"{READ}.FREE_GROWTH_BYTES", 2**18)
     monkeypatch.setattr(f"{READ}.MAX_LINE_BYTES", 2**17)
     path = tmp_path / name
-    with gzip.open(path, "wb") as file:
-        for _ in range(4):
-            file.write(content * 2**20)
+    path.write_bytes(packed(content * 2**22, path.suffix))
     *_, last = [payload for _, payload in read_file(path)]
     assert isinstance(last, RowError)
     assert last.reason in ("the file is damaged", "not a row of the table", "not JSON")

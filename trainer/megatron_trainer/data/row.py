@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from megatron_trainer.data.values import Location, RowError
 from megatron_trainjob.input_file import parse_json
 
+_SPEAKERS = frozenset({"role", "from"})
+"""Keys of which a turn has one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -41,9 +44,16 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
         raise RowError("not UTF-8", f"byte {err.start} of the row") from err
     except ValueError as err:
         raise RowError("not JSON", str(err)) from err
-    if not isinstance(row, Mapping):
-        raise RowError("a row is not an object", f"it is of type {type(row).__name__}")
-    return row
+    return row_of(row)
+
+
+def row_of(value: object) -> dict[str, object]:
+    """The row that a JSON value is: an object, or a list of turns. Raises RowError for anything else."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and _SPEAKERS & turn.keys() for turn in value):
+        return {"messages": value}
+    raise RowError("a row is not an object", f"it is of type {type(value).__name__}")
 
 
 def as_json(value: object) -> str:

@@ -23,7 +23,7 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
-DATA_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz"})
+DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".bz2", ".zst"})
 DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "custom_dataset_info")
 FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load")
 

@@ -106,6 +106,8 @@ def text_of(value: object, name: str) -> str:
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):  # columns of parquet files from programs that do not mark text
+        return _decoded(value, name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise RowError("a field is not text", f"{name} is {value}")
@@ -115,6 +117,13 @@ def text_of(value: object, name: str) -> str:
             raise RowError("a column holds a list", f"{name} is {len(value)} texts; use one, or parts of type text")
         return "".join(_part_text(part, name) for part in value)
     raise RowError("a field is not text", f"{name} is of type {type(value).__name__}")
+
+
+def _decoded(value: bytes, name: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as err:
+        raise RowError("a field is not text", f"{name} holds bytes that are not UTF-8") from err
 
 
 def is_missing(value: object) -> bool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
-from megatron_trainer.data.row import object_of
+from megatron_trainer.data.conversation.columns import KNOWN
+from megatron_trainer.data.conversation.messages import ROLE_KEYS
+from megatron_trainer.data.row import object_of, row_of
 from megatron_trainer.data.values import RowError
 from megatron_trainjob.input_file import MAX_PARTS, parse_json
 
@@ -59,6 +61,26 @@ def array(stream: BinaryIO, most_bytes: int) -> Rows:
         yield number or 1, RowError("not JSON", str(err))
 
 
+def within(row: dict[str, object] | RowError) -> list[dict[str, object] | RowError]:
+    """The rows of a file that is one object: itself, or those of its only list of rows ({"data": [...]})."""
+    if isinstance(row, RowError) or any(name.lower() in KNOWN for name in row):
+        return [row]
+    lists = {name: value for name, value in row.items() if _are_rows(value)}
+    if len(lists) > 1:
+        return [
+            RowError("the file is one object", f"it has lists of rows in {', '.join(lists)}; write one as an array")
+        ]
+    found: list[dict[str, object] | RowError] = next(iter(lists.values()), [row])
+    return found
+
+
+def _are_rows(value: object) -> TypeGuard[list[dict[str, object] | RowError]]:
+    """Whether this is a list of objects that are no turns."""
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        return False
+    return not any(key in entry for entry in value for key in ROLE_KEYS)
+
+
 class _Objects:
     """Builds the objects of a row. refusal: of a name that stands twice in one of them; the row is read to its end."""
 
@@ -74,9 +96,10 @@ class _Objects:
 
     def row(self, value: object) -> dict[str, object] | RowError:
         """The value if it is a row, or the reason why it is not."""
-        if self.refusal is not None:
-            return self.refusal
-        return value if isinstance(value, dict) else RowError("a row is not an object", type(value).__name__)
+        try:
+            return self.refusal or row_of(value)
+        except RowError as err:
+            return err
 
 
 class _Text:

@@ -1,4 +1,4 @@
-"""Reading one file row by row: jsonl (or ndjson), json, csv, tsv, txt and parquet, each also as .gz (except parquet).
+"""Reading one file row by row: jsonl (or ndjson), json, csv, tsv, txt and parquet, each but parquet also compressed.
 
 A reader yields (line, payload); for an unreadable row the payload gives the reason, and reading continues.
 Memory stays bounded by one row, and a row by MAX_LINE_BYTES, whatever the file claims or grows to.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from megatron_trainer.data.bounded import bounded_memory
-from megatron_trainer.data.reading import json_rows, table_size
+from megatron_trainer.data.reading import json_rows, packed, table_size
+from megatron_trainer.data.reading.packed import PACKED
+from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.values import RowError
 from megatron_trainjob import input_file
 from megatron_trainjob.input_file import UnfitFile
@@ -34,14 +36,11 @@ FREE_TABLE_BYTES = 2**30
 BATCH_BYTES = 256 * 2**20
 """Maximum size of the rows of a parquet file in memory at once."""
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 _OTHER_CONTENT = (
     (codecs.BOM_UTF16_LE, "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
     (codecs.BOM_UTF16_BE, "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
     (b"\x1f\x8b", "compressed by gzip; add .gz to its name"),
-    (b"(\xb5/\xfd", "compressed by zstd; unpack it"),
+    (b"(\xb5/\xfd", "compressed by zstd; add .zst to its name"),
     (b"PK\x03\x04", "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
     (b"PAR1", "a parquet file; its name must end with .parquet"),
 )
@@ -50,8 +49,8 @@ _OTHER_CONTENT = (
 Payload = bytes | Mapping[str, object] | RowError
 Rows = Iterator[tuple[int, Payload]]
 
-# UnicodeDecodeError: text columns of a parquet file that are not UTF-8.
-_DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error, UnicodeDecodeError, UnfitFile)
+# UnicodeDecodeError: text columns of a parquet file that are not UTF-8. KeyError: a map with a key twice.
+_DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error, UnicodeDecodeError, UnfitFile, KeyError)
 
 
 def read_file(path: Path) -> Rows:
@@ -67,7 +66,7 @@ def read_file(path: Path) -> Rows:
 def kind_of(path: Path) -> str | None:
     """The key of the file's reader, or None if it is not a data file."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
+    if suffixes[-1:] and suffixes[-1] in PACKED:
         suffixes = suffixes[:-1]
         return suffixes[-1] if suffixes and suffixes[-1] in READERS and suffixes[-1] != ".parquet" else None
     return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
@@ -81,45 +80,14 @@ def check(path: Path) -> None:
     if beginning and not beginning.strip(b"\0"):
         raise UnfitFile(f"{path} starts with zeros: it was never fully written; copy it again")
     kind = next((kind for mark, kind in _OTHER_CONTENT if beginning.startswith(mark)), None)
-    if kind and path.suffix.lower() not in (".gz", ".parquet"):
+    if kind and path.suffix.lower() not in (*PACKED, ".parquet"):
         raise UnfitFile(f"{path} is {kind}")
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.suffix.lower() != ".gz":
+    if path.suffix.lower() not in PACKED:
         return path.open("rb")
-    return io.BufferedReader(_Unpacked(path))
-
-
-class _Unpacked(io.RawIOBase):
-    """The content of a gzip file. Raises an error if it expands more than text can, so that reading always ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
-        self._bytes_left = max(FREE_GROWTH_BYTES, MAX_GROWTH * path.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer)
-        found = self._file.read1(len(view))
-        view[: len(found)] = found
-        self._bytes_left -= len(found)
-        if self._bytes_left < 0:
-            raise zlib.error(f"it grows to more than {MAX_GROWTH} times its size")
-        return len(found)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+    return packed.opened(path, most_bytes=max(FREE_GROWTH_BYTES, MAX_GROWTH * path.stat().st_size))
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
@@ -134,6 +102,30 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
                 yield number, RowError("the line is too long", f"more than {MAX_LINE_BYTES} bytes")
             elif not line.isspace():
                 yield number, line.rstrip(b"\r\n")
+
+
+def _read_jsonl(path: Path) -> Rows:
+    """Lines of JSON, or (a common slip) an array of rows in a .jsonl file."""
+    if _is_array(path):
+        with _open(path) as stream:
+            yield from json_rows.array(stream, MAX_LINE_BYTES)
+    else:
+        yield from _read_lines(path)
+
+
+def _is_array(path: Path) -> bool:
+    """Whether the file is one array, and not lines of which the first begins like one."""
+    lines = (line for _, line in _read_lines(path))
+    first = next(lines, None)
+    if not isinstance(first, bytes):  # no line, or one that is too long
+        with _open(path) as stream:
+            return first is not None and json_rows.is_array(stream)
+    if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        return False
+    second = next(lines, None)
+    if second is None:
+        return not _holds_turns(first)
+    return not _holds(first, list) and not (isinstance(second, bytes) and _holds(second, dict))
 
 
 def _read_txt(path: Path) -> Rows:
@@ -156,20 +148,27 @@ def _read_json(path: Path) -> Rows:
             return
         row = next(json_rows.whole(stream, MAX_LINE_BYTES), None)
     if row is not None:
-        yield 1, row
+        yield from enumerate(json_rows.within(row), start=1)
         return
     lines = _read_lines(path)
     first = next(lines, None)
-    if first is None or not isinstance(first[1], bytes) or not _is_object(first[1]):
+    if first is None or not isinstance(first[1], bytes) or not _holds(first[1], dict):
         yield 1, RowError("not JSON", "neither an array, nor an object, nor lines of objects")
         return
     yield first
     yield from lines
 
 
-def _is_object(line: bytes) -> bool:
+def _holds_turns(line: bytes) -> bool:
     try:
-        return isinstance(input_file.parse_json(line), dict)
+        return "messages" in parse_row(line)
+    except RowError:
+        return False
+
+
+def _holds(line: bytes, kind: type) -> bool:
+    try:
+        return isinstance(input_file.parse_json(line), kind)
     except ValueError:
         return False
 
@@ -177,7 +176,9 @@ def _is_object(line: bytes) -> bool:
 def _read_table(path: Path, delimiter: str) -> Rows:
     csv.field_size_limit(MAX_LINE_BYTES)
     with _open(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
-        table = csv.reader(_bounded_lines(text), delimiter=delimiter)
+        lines = _bounded_lines(text)
+        first = next(lines, "")
+        table = csv.reader(chain([first] if first else [], lines), delimiter=_delimiter(first, delimiter))
         header = _header(next(table, []))
         while True:
             try:
@@ -189,6 +190,11 @@ def _read_table(path: Path, delimiter: str) -> Rows:
                 continue
             if cells:
                 yield table.line_num, _table_row(header, cells)
+
+
+def _delimiter(header: str, usual: str) -> str:
+    """What separates the names of the columns: spreadsheets of many languages write semicolons into .csv files."""
+    return usual if usual in header else next((each for each in ",;\t" if each in header), usual)
 
 
 def _header(cells: Sequence[str]) -> list[str]:
@@ -274,7 +280,7 @@ def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
 def _rows_of(batch: Any) -> Iterator[Mapping[str, object] | RowError]:  # noqa: ANN401 - pyarrow has no types
     """The rows of a batch as Python values, a few at a time."""
     if table_size.written_out(batch) <= MAX_LINE_BYTES:
-        yield from map(without_nulls, batch.to_pylist())
+        yield from map(without_nulls, batch.to_pylist(maps_as_pydicts="strict"))
     elif batch.num_rows == 1:
         yield RowError("the row is too long", f"more than {MAX_LINE_BYTES} bytes")
     else:
@@ -295,8 +301,8 @@ def _pruned(value: object) -> object:
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _read_lines,
-    ".ndjson": _read_lines,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_tsv,

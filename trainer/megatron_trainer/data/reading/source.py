@@ -12,6 +12,7 @@ import datasets
 import pyarrow  # type: ignore[import-untyped]
 
 from megatron_trainer.data.reading import split
+from megatron_trainer.data.reading.packed import PACKED
 from megatron_trainer.data.reading.read import READERS, check, kind_of, read_file, without_nulls
 from megatron_trainer.data.reading.spec import DatasetSpec
 from megatron_trainer.data.row import Record
@@ -54,7 +55,7 @@ class FileSource:
         """A digest of the files' kinds and bytes; their names and locations do not matter."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{kind_of(file)} {file.suffix == '.gz'} ".encode())
+            digest.update(f"{kind_of(file)} {file.suffix if file.suffix in PACKED else ''} ".encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
@@ -127,7 +128,9 @@ def open_source(
         wanted: list[Sequence[str]] = [(name,) for name in spec.splits] or [splits]
         return _joined([_from_folder(spec.path, spec.subsets, each) for each in wanted])
     if kind_of(spec.path) is None:
-        raise ValueError(f"cannot read files of this kind; use one of {', '.join(READERS)} (or .gz of it)")
+        raise ValueError(
+            f"cannot read files of this kind; use one of {', '.join(READERS)} (or {', '.join(PACKED)} of it)"
+        )
     if spec.subsets or spec.splits not in ((), split.TRAINING):
         raise ValueError("is a file, which has neither subsets nor splits; name its folder, or leave them out")
     check(spec.path)
@@ -154,11 +157,12 @@ def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) ->
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         table = split.choose(splits, wanted, str(folder))
         return TableSource(name=str(folder), table=table.content, note=table.note)
-    files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
-    for file in files.content:
+    chosen = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
+    files, texts = split.without_notes(chosen.content)
+    for file in files:
         check(file)
-    remarks = (files.note, split.lost_shards(files.content), split.unread(folder))
-    return FileSource(files=files.content, note="; ".join(filter(None, remarks)))
+    remarks = (chosen.note, texts, split.lost_shards(files), split.unread(folder))
+    return FileSource(files=files, note="; ".join(filter(None, remarks)))
 
 
 def _is_saved(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, EmptyDatasetErro
 from huggingface_hub import DatasetCard
 from yaml import YAMLError
 
+from megatron_trainer.data.reading.packed import PACKED
 from megatron_trainer.data.reading.read import READERS, kind_of
 from megatron_trainjob.args import yaml_file
 
@@ -35,7 +36,7 @@ class Chosen[Content]:
 
 OTHER_DATA = frozenset(
     {
-        *(".zst", ".bz2", ".xz", ".lz4", ".7z", ".zip", ".tar", ".tgz", ".gz"),
+        *(*PACKED, ".xz", ".lz4", ".7z", ".zip", ".tar", ".tgz"),
         *(".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".xml", ".pkl", ".h5", ".npy", ".npz", ".msgpack"),
     }
 )
@@ -104,6 +105,15 @@ def lost_shards(files: Sequence[Path]) -> str:
         (Path(name).name, count, len(numbers)) for (name, count), numbers in present.items() if len(numbers) < count
     ]
     return "; ".join(f"only {there} of the {count} shards of {name} are there" for name, count, there in short)
+
+
+def without_notes(files: Sequence[Path]) -> tuple[tuple[Path, ...], str]:
+    """The files without texts (a licence, requirements.txt) beside rows of other kinds, and a note about them."""
+    texts = [file for file in files if kind_of(file) == ".txt"]
+    if len(texts) in (0, len(files)):
+        return tuple(files), ""
+    note = f"did not read {len(texts)} .txt files beside rows of other kinds (the first is {texts[0].name})"
+    return tuple(file for file in files if file not in texts), note
 
 
 def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
