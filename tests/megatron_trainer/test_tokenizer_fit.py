@@ -43,6 +43,28 @@ def test_a_file_that_is_no_tokenizer_is_refused(model):
     assert "its tokenizer cannot be loaded" in refusal(model)
 
 
+@pytest.mark.parametrize("has_vocabulary", [True, False])
+def test_a_tokenizer_of_code_is_neither_run_nor_asked_about(model, monkeypatch, has_vocabulary):
+    """transformers asks on the terminal whether to run it, where it is not told."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (model / "tokenization_own.py").write_text(f"open({str(model / 'ran')!r}, 'w')")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    code = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, **code}))
+    if not has_vocabulary:
+        (model / "tokenizer.json").rename(model / "own.tiktoken")
+    said = refusal(model)
+    assert "is Python code of its repository (auto_map), which is never run" in said
+    assert ("to use its tokenizer.json" if has_vocabulary else "use a tokenizer.json made from it") in said
+    assert not (model / "ran").exists()
+
+
+def test_the_tokenizer_beside_code_is_used_once_the_code_is_taken_out(model):
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "OwnTokenizer"}))
+    assert model_source.tokenizer(TrainArgs(model=str(model)), model)("Hello").input_ids
+
+
 def test_ids_beyond_the_embedding_are_refused_unless_it_grows(model):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob import input_file, tokenizer_folder
+from megatron_trainjob import hub_cache, input_file, tokenizer_folder
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
-from megatron_trainjob.tokenizer_folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE
+from megatron_trainjob.tokenizer_folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from megatron_trainjob.violation import Violation
 
+CODE = "auto_map"
+"""Key of tokenizer_config.json that names Python classes in files of the folder."""
 TORCH_WEIGHTS = "pytorch_model*.bin"
 """Fetched if a repository has no safetensors."""
 NEEDED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "LICENSE*")
@@ -45,6 +48,25 @@ def folder(args: TrainArgs) -> Path:
         raise _missing(model, message) from err
 
 
+def config(directory: Path) -> dict[str, Any]:
+    """The content of the model's config.json. Raises InvalidInput if there is none, or it cannot be read."""
+    try:
+        content = input_file.read_json(directory / CONFIG_FILE)
+    except FileNotFoundError:
+        message = f"has no {CONFIG_FILE}; pass the folder of a Hugging Face model{_inside(directory)}"
+        raise _unfit(directory, [message]) from None
+    except (OSError, ValueError) as err:
+        raise _unfit(directory, [f"its {CONFIG_FILE} cannot be read ({err}); download it again"]) from err
+    if not isinstance(content, dict):
+        raise _unfit(directory, [f"its {CONFIG_FILE} is not a JSON object"])
+    return content
+
+
+def _inside(directory: Path) -> str:
+    snapshot = hub_cache.snapshot(directory)
+    return "" if snapshot is None else f". It is the cache of a Hub repository: pass {snapshot}"
+
+
 def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the model's folder, with the new special tokens of the arguments.
 
@@ -55,18 +77,33 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
     if wrong := tokenizer_folder.problems(directory, grows=grows):
         raise _unfit(directory, wrong)
     try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         wrong = list(_misfits(loaded, directory, grows=grows))
     except BaseException as err:  # an invalid file makes libraries raise any exception, even Rust panics
         if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
             raise
-        raise _unfit(directory, [f"its tokenizer cannot be loaded ({err}); download it again"]) from err
+        raise _unfit(
+            directory, [_of_code(directory) or f"its tokenizer cannot be loaded ({err}); download it again"]
+        ) from err
     if wrong:
         raise _unfit(directory, wrong)
     new = [token for entry in args.new_special_tokens for token in _tokens(entry)]
     if new:
         loaded.add_tokens(new, special_tokens=True)
     return loaded
+
+
+def _of_code(directory: Path) -> str:
+    """The message about a tokenizer that is Python code of its repository, "" for any other."""
+    named = tokenizer_folder.read_json(directory / TOKENIZER_CONFIG_FILE).get(CODE)
+    if not (named.get("AutoTokenizer") if isinstance(named, Mapping) else named):
+        return ""
+    remedy = (
+        f"take {CODE} out of {TOKENIZER_CONFIG_FILE} to use its {TOKENIZER_FILE}"
+        if (directory / TOKENIZER_FILE).is_file()
+        else f"use a {TOKENIZER_FILE} made from it (transformers.convert_slow_tokenizer), without {CODE}"
+    )
+    return f"its tokenizer is Python code of its repository ({CODE}), which is never run; {remedy}"
 
 
 def _misfits(loaded: PreTrainedTokenizerBase, directory: Path, *, grows: bool) -> Iterator[str]:

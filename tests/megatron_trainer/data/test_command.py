@@ -1,6 +1,7 @@
 """The data command: a report without training, as text and JSON, and tokenized data for later."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,26 @@ def test_tokenized_data_is_written_to_be_given_again(run, data, tmp_path, capsys
 def test_what_is_wrong_is_said_with_the_code_of_training(run, capsys, flags, code, message):
     assert run(*flags) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "message"),
+    [
+        ({"model_type": "kimi_k2", "max_position_embeddings": 120}, ExitCode.OK, "30 of 31 rows"),
+        ({"model_type": "unheard_of", "max_position_embeddings": 120}, ExitCode.OK, "30 of 31 rows"),
+        ({"model_type": "unheard_of"}, ExitCode.BAD_ARGUMENTS, "config.json has no max_position_embeddings"),
+        (None, ExitCode.MISSING_INPUT, "has no config.json"),
+        ([], ExitCode.MISSING_INPUT, "its config.json is not a JSON object"),
+    ],
+)
+def test_the_data_is_that_of_any_model_as_training_reads_it(run, data, model, capsys, config, code, message):
+    """transformers does not know every family, and makes up what a config.json does not say."""
+    path = Path(model) / "config.json"
+    path.unlink()
+    if config is not None:
+        path.write_text(json.dumps(config))
+    assert run("--dataset", data) == code
+    assert message in "".join(capsys.readouterr())
 
 
 def test_rows_are_shown_as_they_are_trained(run, data, capsys):

@@ -102,7 +102,7 @@ def _name_padding(folder: Path) -> None:
     """Sets the padding token in config.json: without it a classifier of transformers accepts one row at a time only."""
     config = read_json(folder / CONFIG_FILE)
     if config.get("pad_token_id") is None and (folder / TOKENIZER_CONFIG_FILE).is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         _write_json(folder / CONFIG_FILE, {**config, "pad_token_id": padding})
 
@@ -125,7 +125,7 @@ def _bring_tokenizer_code(source: Path, folder: Path) -> None:
 
 def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) -> bool:
     """Adds the ends of trained answers to the stop tokens of generation. True if that changes anything."""
-    tokenizer = changed.tokenizer or AutoTokenizer.from_pretrained(folder)
+    tokenizer = changed.tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ids = {word: _single_id(tokenizer, word) for word in changed.stop_words}
     tokens = {word: number for word, number in ids.items() if number is not None}
     generation = dict(read_json(folder / GENERATION_FILE)) or _generation_of(config)

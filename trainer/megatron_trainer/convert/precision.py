@@ -100,10 +100,10 @@ def hugging_face(
 
     stored: the type to which its weights are rounded first.
     """
-    kind = AutoConfig.from_pretrained(directory).model_type
+    kind = AutoConfig.from_pretrained(directory, trust_remote_code=False).model_type
     sees_images = kind in FAMILIES and bool(FAMILIES[kind].text_type)
     auto = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
-    model = auto.from_pretrained(directory, dtype=stored, attn_implementation="eager")
+    model = auto.from_pretrained(directory, dtype=stored, attn_implementation="eager", trust_remote_code=False)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
     model = model.to(computed).eval()

@@ -12,12 +12,11 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-
-from transformers import AutoConfig
+from typing import Any
 
 from megatron_trainer import model_source
 from megatron_trainer.data.cached import write_store
@@ -32,11 +31,14 @@ from megatron_trainer.report.facts import data_facts
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.parse import Refused
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
 
 BAR_WIDTH = 40
+LIMIT = "max_position_embeddings"
 ROWS_BETWEEN_NEWS = 10_000
 
 
@@ -82,7 +84,7 @@ def shown(args: TrainArgs, prepared: Prepared, count: int, *, shows_tokens: bool
         return
     directory = model_source.folder(args)
     tokenizer = model_source.tokenizer(args, directory)
-    images = image_rows_of(args, directory, AutoConfig.from_pretrained(directory).to_dict(), tokenizer, None)
+    images = image_rows_of(args, directory, _config(args, directory), tokenizer, None)
     vision = None if images is None else images.tokens
     in_color = sys.stdout.isatty()
     for number, (part, sample) in enumerate(
@@ -130,19 +132,32 @@ def _prepare(args: TrainArgs, task: TrainingTask, save: Path) -> Prepared:
     whole = replace(args, streaming=False, lazy_tokenize=False)
     directory = model_source.folder(args)
     tokenizer = model_source.tokenizer(args, directory)
-    config = AutoConfig.from_pretrained(directory).to_dict()
-    text_config = config.get("text_config") or config
+    config = _config(args, directory)
     return prepare(
         whole,
         tokenizer,
         task=task,
-        max_length=derive.max_length(args, text_config) or text_config["max_position_embeddings"],
+        max_length=_max_length(args, config),
         save=save,
         is_first_rank=False,
         label=label_of(args, config),
         images=image_rows_of(args, directory, config, tokenizer, save / "data_cache"),
         progress=_tell,
     )
+
+
+def _config(args: TrainArgs, directory: Path) -> Mapping[str, Any]:
+    """config.json as training reads it; that of a family which is not trained as it is."""
+    return check(model_source.config(directory), args).config
+
+
+def _max_length(args: TrainArgs, config: Mapping[str, Any]) -> int:
+    inner = config.get("text_config")
+    known = derive.max_length(args, config) or (inner if isinstance(inner, Mapping) else config).get(LIMIT)
+    if isinstance(known, int) and known > 0:
+        return known
+    message = f"config.json has no {LIMIT}; say how many tokens a sample may have"
+    raise InvalidInput((Violation(path="max_length", value=None, message=message),))
 
 
 def _tell(name: str, rows: int) -> None:

@@ -15,10 +15,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from megatron_trainer import model_source
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models import rope
 from megatron_trainer.models.score import Head
-from megatron_trainjob import input_file
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
@@ -76,7 +76,7 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         the model does not support (BAD_ARGUMENTS).
     """
     directory = Path(directory)
-    raw = _read_config(directory)
+    raw = model_source.config(directory)
     found = check(raw, args)
     if found.model is None:
         raise InvalidInput(found.violations, ExitCode.BAD_ARGUMENTS if found.is_known else ExitCode.UNSUPPORTED)
@@ -162,24 +162,6 @@ def training_dtype(args: TrainArgs, config: Mapping[str, Any]) -> torch.dtype:
     """Type of the parameters: the argument, else the type in which the model is stored."""
     fp16, bf16 = derive.fp16_bf16(args, config)
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_FILE
-    try:
-        content = input_file.read_json(path)
-    except FileNotFoundError:
-        raise _unreadable(directory, f"has no {CONFIG_FILE}; pass the folder of a Hugging Face model") from None
-    except (OSError, ValueError) as err:
-        raise _unreadable(directory, f"its {CONFIG_FILE} cannot be read ({err}); download it again") from err
-    if not isinstance(content, dict):
-        raise _unreadable(directory, f"its {CONFIG_FILE} is not a JSON object")
-    return content
-
-
-def _unreadable(directory: Path, message: str) -> InvalidInput:
-    violation = Violation(path="spec.args.model", value=str(directory), message=message)
-    return InvalidInput((violation,), ExitCode.MISSING_INPUT)
 
 
 def _hf_config(raw: Mapping[str, Any]) -> HfConfig:

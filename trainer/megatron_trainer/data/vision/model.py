@@ -192,7 +192,7 @@ def _processor(directory: Path) -> Any:  # noqa: ANN401 - of transformers
     from transformers import AutoImageProcessor  # 8 s of imports, which processes that encode text go without
 
     try:
-        return AutoImageProcessor.from_pretrained(directory, backend="pil")
+        return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as err:
         raise _unusable(directory, f"its image processor cannot be loaded: {err}") from err
 
