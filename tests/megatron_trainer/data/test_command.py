@@ -77,7 +77,7 @@ def test_what_is_wrong_is_said_with_the_code_of_training(run, capsys, flags, cod
         ({"model_type": "unheard_of", "max_position_embeddings": 120}, ExitCode.OK, "30 of 31 rows"),
         ({"model_type": "unheard_of"}, ExitCode.BAD_ARGUMENTS, "config.json has no max_position_embeddings"),
         (None, ExitCode.MISSING_INPUT, "has no config.json"),
-        ([], ExitCode.MISSING_INPUT, "its config.json is not a JSON object"),
+        ([], ExitCode.MISSING_INPUT, "config.json is not a JSON object"),
     ],
 )
 def test_the_data_is_that_of_any_model_as_training_reads_it(run, data, model, capsys, config, code, message):
