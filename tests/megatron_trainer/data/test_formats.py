@@ -6,6 +6,7 @@ import math
 import pytest
 
 from megatron_trainer.data.conversation.formats import Recognition, recognize, with_system
+from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.values import RowError
 from tests.support.data.plain_conversation import ASKED, PLAIN, chat, turns
 
@@ -122,6 +123,18 @@ def test_history_comes_before_the_query():
 
 def test_text_is_a_single_assistant_turn():
     assert turns(recognize({"text": "Once upon"}, PLAIN).messages) == [("assistant", "Once upon")]
+
+
+@pytest.mark.parametrize("name", ["text", "content", "response"])
+def test_where_a_text_is_from_is_no_question(name):
+    """Corpora say it in a column `source`."""
+    found = recognize({name: "hello", "source": "wiki"}, PLAIN)
+    assert turns(found.messages) == [("assistant", "hello")]
+    assert found.notes == ("nothing reads the column source",)
+    with pytest.raises(RowError, match="the row has no question"):
+        recognize({name: "hello", "source": "wiki"}, Recognition(needs_question=True))
+    labeled = Recognition(label=Label(problem="regression", count=1))
+    assert turns(recognize({name: "hello", "source": "wiki", "label": 1}, labeled).messages) == [("user", "hello")]
 
 
 def test_columns_are_renamed_first():

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from megatron_trainer.data.conversation import preference
 from megatron_trainer.data.conversation.columns import (
     LABELS,
-    LATE_QUERY,
     LATE_RESPONSE,
     MESSAGES,
     QUERY,
@@ -43,6 +42,7 @@ from megatron_trainer.data.conversation.turn_columns import (
     as_question,
     as_turns,
     history,
+    late_query,
     pick,
     query,
     single,
@@ -159,17 +159,19 @@ def _scored_messages(row: Columns) -> tuple[Message, ...]:
     """Messages, a question with or without its answer, or a text."""
     system = text_of(pick(row, SYSTEM, "system"), "system")
     listed = pick(row, MESSAGES, "messages")
-    has_answer = any(name in row for name in RESPONSE) and any(name in row for name in (*QUERY, *LATE_QUERY))
+    has_question = any(name in row for name in QUERY)
+    late = None if has_question or listed is not None else late_query(row)
+    has_answer = any(name in row for name in RESPONSE) and (has_question or late is not None)
     if listed is not None:
         messages = parse_messages(listed)
     elif has_answer:
         messages = _query_and_response(row, _chooser(row, 0))
     else:
-        names = (*QUERY, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE)
-        text = next((row[name] for name in names if name in row), None)
+        text = query(row) if has_question else late
+        if text is None:
+            text = next((row[name] for name in (*RESPONSE, *LATE_RESPONSE) if name in row), None)
         if text is None:
             raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
-        text = query(row) if any(name in row for name in QUERY) else text
         messages = as_turns(text) or (Message(role="user", content=single(text)),)
     if not any(message.content.strip() for message in messages):
         raise RowError("empty text")

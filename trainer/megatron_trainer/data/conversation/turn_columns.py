@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from megatron_trainer.data.conversation.columns import CONTEXT, LATE_QUERY, QUERY, RESPONSE, Row
+from megatron_trainer.data.conversation.columns import CONTEXT, LATE_QUERY, QUERY, RESPONSE, SOURCE_ANSWERS, Row
 from megatron_trainer.data.conversation.messages import (
     CALL_KEYS,
     CONTENT_KEYS,
@@ -119,11 +119,19 @@ def query(row: Row) -> object:
     """The question: its column and its context."""
     question = pick(row, QUERY, "query")
     if question is None:
-        return next((row[name] for name in LATE_QUERY if name in row), None)
+        return late_query(row)
     if as_turns(question) or not any(name in row for name in CONTEXT):
         return question
     beside = [row[name] for name in CONTEXT if name in row]
     return "\n".join(text for text in map(single, [question, *beside]) if text)
+
+
+def late_query(row: Row) -> object:
+    """The question of a row in a column that often means something else: `source` beside a text is where it is from."""
+    if "input" in row:
+        return row["input"]
+    is_pair = any(name in row for name in SOURCE_ANSWERS)
+    return row["source"] if is_pair and "source" in row else None
 
 
 def history(value: object) -> tuple[Message, ...]:
