@@ -16,6 +16,10 @@ SAME_CONVERSATION = {
     "sharegpt": {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
     "mixed keys": {"conversation": [{"role": "user", "value": "2+2?"}, {"from": "bot", "content": "4"}]},
     "pairs": {"messages": [{"human": "2+2?", "assistant": "4"}]},
+    "pairs of XTuner": {"conversation": [{"input": "2+2?", "output": "4"}]},
+    "pairs of questions": {"conversation": [{"question": "2+2?", "answer": "4"}]},
+    "roles of OpenAssistant": {"messages": [{"role": "prompter", "content": "2+2?"}, {"role": "AI", "content": "4"}]},
+    "roles of Cohere": {"messages": [{"role": "USER", "content": "2+2?"}, {"role": "CHATBOT", "content": "4"}]},
     "json text": {"messages": json.dumps([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])},
     "columns of a struct": {"messages": {"role": ["user", "assistant"], "content": ["2+2?", "4"]}},
     "parts of text": {
@@ -176,7 +180,7 @@ def test_channel_and_loss_are_kept():
 
 
 BAD = {
-    "unknown columns": ({"a": 1}, "no known columns"),
+    "unknown columns": ({"a": 1}, "no known columns: the row has a; name its column with columns: {x: response}"),
     "no columns": ({}, "no known columns"),
     "no messages": ({"messages": []}, "no messages"),
     "messages is a number": ({"messages": 3}, "messages is not a list"),
@@ -231,7 +235,7 @@ BAD = {
 def test_a_bad_row_has_a_reason(row, reason):
     with pytest.raises(RowError) as caught:
         recognize(row, PLAIN)
-    assert caught.value.reason.startswith(reason)
+    assert f"{caught.value.reason}: {caught.value.detail}".startswith(reason)
 
 
 def test_several_texts_in_one_place_are_not_glued():

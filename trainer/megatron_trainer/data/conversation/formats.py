@@ -99,7 +99,8 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     if settings.needs_margin:
         target = (preference.margin(columns),)
     if settings.needs_question and not _asks(messages):
-        raise RowError("the row has no question", f"its columns are {', '.join(columns)}")
+        detail = f"its columns are {', '.join(columns)}; name its column with columns: {{x: query}}"
+        raise RowError("the row has no question", detail)
     placeholders = _placeholders(columns, settings)
     tools = pick(columns, TOOLS, "tools")
     channel = columns.get("channel")
@@ -171,11 +172,18 @@ def _scored_messages(row: Columns) -> tuple[Message, ...]:
         if text is None:
             text = next((row[name] for name in (*RESPONSE, *LATE_RESPONSE) if name in row), None)
         if text is None:
-            raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
+            raise _unknown(row, "text")
         messages = as_turns(text) or (Message(role="user", content=single(text)),)
     if not any(message.content.strip() for message in messages):
         raise RowError("empty text")
     return under_system(row, system, messages)
+
+
+def _unknown(row: Row, meaning: str) -> RowError:
+    """The reason why a row in which no column has this meaning is dropped."""
+    names = ", ".join(map(str, list(row)[:8]))
+    remedy = f"; name its column with columns: {{x: {meaning}}}" if names else ""
+    return RowError("no known columns", f"the row has {names or 'none'}{remedy}")
 
 
 def _asks(messages: Sequence[Message]) -> bool:
@@ -240,7 +248,7 @@ def _response(row: Columns, choose: Texts) -> object:
     if response is None:
         response = next((row[name] for name in LATE_RESPONSE if name in row), None)
     if response is None:
-        raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
+        raise _unknown(row, "response")
     return choose(response)
 
 

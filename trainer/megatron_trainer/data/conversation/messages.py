@@ -23,10 +23,15 @@ ROLES = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "model": "assistant",
     "tool_call": "tool_call",
     "tool_calls": "tool_call",
@@ -43,13 +48,18 @@ ROLES = {
     "ipython": "tool",
 }
 """Names of roles, in lower case and with _ for - and space."""
+KNOWN_SPEAKERS = ("system", "user", "human", "assistant", "gpt")
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 MASK_KEYS = ("loss", "weight", "train", "training")
 """Loss masks: this project's and the reference's, OpenAI's, axolotl's."""
 PASSED_ON = ("name", "tool_call_id")
-PAIR_KEYS = {"system": ("system",), "user": ("human", "user"), "assistant": ("assistant", "gpt", "bot")}
+PAIR_KEYS = {
+    "system": ("system",),
+    "user": ("human", "user", "input", "query", "question", "prompt"),
+    "assistant": ("assistant", "gpt", "bot", "output", "response", "answer"),
+}
 CALL_KEYS = ("tool_calls", "function_call")
 ARGUMENT_KEYS = ("arguments", "parameters", "input", "args")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -192,7 +202,7 @@ def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
     name = plain_role(role) if isinstance(role, str) else ""
     canonical = ROLES.get(name)
     if canonical is None:
-        raise RowError("unknown role", f"message {number}: {role!r}")
+        raise RowError("unknown role", f"message {number}: {role!r}; known are {', '.join(KNOWN_SPEAKERS)}, tool, ...")
     content = first(turn, CONTENT_KEYS)
     if canonical == "tool_call":
         calls = _tool_calls(content if content is not None else turn.get("tool_calls"))
