@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -36,6 +37,22 @@ def test_what_lies_in_a_folder_in_place_of_weights_decides_the_remedy(tmp_path, 
     (tmp_path / name).write_text("")
     (found,) = problems(tmp_path)
     assert said in found
+
+
+@pytest.mark.parametrize(
+    ("has_weights", "said"),
+    [
+        (True, "holds an adapter beside the model (adapter_config.json), which transformers loads with it"),
+        (False, "has no weights (.*); it holds an adapter: pass it as adapter_load, and its base model as model"),
+    ],
+)
+def test_an_adapter_in_the_folder_of_a_model_is_not_left_out_unsaid(tmp_path, has_weights, said):
+    if has_weights:
+        write_weights(tmp_path, **dict.fromkeys(("lm_head__weight", "model__embed_tokens__weight"), 320))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("")
+    (found,) = problems(tmp_path)
+    assert re.match(re.escape(said).replace(r"\.\*", ".*"), found)
 
 
 def test_a_link_to_weights_that_were_not_copied_is_named(tmp_path):

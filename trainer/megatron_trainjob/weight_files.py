@@ -19,6 +19,7 @@ SINGLE_FILE = "model.safetensors"
 SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Possible locations of weights, in the order of transformers: the first one present is read."""
 
+ADAPTER_FILE = "adapter_config.json"
 _LENGTH = struct.Struct("<Q")
 _LONGEST_NAME_BYTES = 255
 _LONGEST_HEADER_BYTES = 100_000_000
@@ -34,6 +35,8 @@ def _remedy(directory: Path) -> str:
     link = next((directory / name for name in SOURCES if (directory / name).is_symlink()), None)
     if link is not None:
         return f"{link.name} is a link to {link.readlink()}, which is missing; copy the folder with cp -L"
+    if (directory / ADAPTER_FILE).is_file():
+        return "it holds an adapter: pass it as adapter_load, and its base model as model"
     lying = sorted(path.name for path in directory.glob("*") if path.suffix in (".safetensors", ".bin", ".gguf"))
     shard = next((name for name in lying if "-of-" in name and not name.endswith(".gguf")), None)
     if shard:
@@ -44,8 +47,14 @@ def _remedy(directory: Path) -> str:
 
 
 def sources(directory: Path) -> list[str]:
-    """The files or indexes that hold weights; the first is read. Raises Unusable if there is none."""
+    """The files or indexes that hold weights; the first is read.
+
+    Raises Unusable if there is none, or an adapter beside them, with which the folder means another model.
+    """
     found = [name for name in SOURCES if (directory / name).is_file()]
+    if found and (directory / ADAPTER_FILE).is_file():
+        message = "which transformers loads with it; pass the adapter as adapter_load, from a folder of its own"
+        raise Unusable(f"holds an adapter beside the model ({ADAPTER_FILE}), {message}")
     if not found:
         raise Unusable(f"has no weights ({', '.join(SOURCES)}); {_remedy(directory)}")
     return found

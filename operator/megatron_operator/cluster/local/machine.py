@@ -127,7 +127,7 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
 
 def _what_it_is(folder: Path) -> str:
     """A remark about a folder that this project, peft, or the Hub's client has written."""
-    if (folder / "adapter_config.json").is_file():
+    if (folder / weight_files.ADAPTER_FILE).is_file():
         return ". It holds an adapter: pass it as adapter_load, and its base model as model"
     if (folder / "args.json").is_file():
         return ". It holds a run's checkpoints: pass it as load, and the model that it started from as model"
