@@ -17,10 +17,12 @@ def test_what_nothing_reads_is_named():
         "id": 3,
         "note": "",
         "source": "web",
+        "Image_Path": "a.png",
     }
     assert recognize(row, PLAIN).notes == (
         "nothing reads the column passage, which looks like part of the task; name it with columns",
         "nothing reads the column source",
+        "nothing reads the column Image_Path, which looks like images; columns: {Image_Path: images} has it read",
         "nothing reads the message key loss of a turn that is not the assistant's",
         "nothing reads the message key mood",
     )

@@ -48,9 +48,14 @@ def server(folder):
         serving.shutdown()
 
 
+ODD_NAMES = ("~x.png", " lead.png", "[x].png", "a#b.png", "a%20c.png", "日 本.png")
+
+
 def forms(folder, server):
     content = (folder / "a.png").read_bytes()
     coded = base64.b64encode(content).decode()
+    for name in ODD_NAMES:
+        (folder / name).write_bytes(content)
     return {
         "absolute": str(folder / "a.png"),
         "file": (folder / "a.png").as_uri(),
@@ -61,11 +66,19 @@ def forms(folder, server):
         "HF bytes": {"bytes": content, "path": "gone.png"},
         "HF path": {"bytes": None, "path": "a.png"},
         "Anthropic": {"type": "base64", "media_type": "image/png", "data": coded},
+        "base64 in lines": base64.encodebytes(content).decode(),
+        "file, not escaped": f"file://{folder}/a#b.png",
+        "file, relative": "file://a.png",
+        **{name: name for name in ODD_NAMES},
     }
 
 
 @pytest.mark.parametrize(
-    "form", ["absolute", "file", "http", "data URI", "base64", "bytes", "HF bytes", "HF path", "Anthropic"]
+    "form",
+    [
+        *("absolute", "file", "http", "data URI", "base64", "bytes", "HF bytes", "HF path", "Anthropic"),
+        *("base64 in lines", "file, not escaped", "file, relative", *ODD_NAMES),
+    ],
 )
 def test_every_form_of_an_image_is_the_same_image(model, folder, server, form):
     encoder, images = encoder_of(model)
@@ -76,6 +89,28 @@ def test_every_form_of_an_image_is_the_same_image(model, folder, server, form):
     assert encoded.input_ids[0].tolist() == plain.input_ids[0].tolist()
     found, expected = (images.reader.pixels(one.media[0]).values_PD for one in (encoded, plain))
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("images", ["[x].png", '{"path": "a.png"}', '["a.png"]', "['a.png']"])
+def test_a_column_of_text_is_a_path_or_json(model, folder, server, images):
+    forms(folder, server)
+    encoder, _ = encoder_of(model)
+    encoded = encode(encoder, {"query": "<image>?", "response": "Yes.", "images": images, "image": images}, folder)
+    assert isinstance(encoded, Encoded), encoded
+    assert [medium.size for medium in encoded.media[0]] == [(24, 40)]
+
+
+@pytest.mark.parametrize("part", [{"image": "a.png"}, {"image_url": {"url": "a.png"}, "text": None}])
+def test_parts_may_have_no_type_as_in_the_templates_of_qwen(model, folder, part):
+    encoder, _ = encoder_of(model)
+    typed = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]
+    answer = {"role": "assistant", "content": "Yes."}
+    found, expected = (
+        encode(encoder, {"messages": [{"role": "user", "content": content}, answer]}, folder)
+        for content in ([part, {"text": "?"}], typed)
+    )
+    assert found.input_ids[0].tolist() == expected.input_ids[0].tolist()
+    assert found.media == expected.media
 
 
 def rejected(model, folder, images, query="<image>?"):

@@ -200,13 +200,15 @@ def test_text_alone_stays_as_it_is(models, folder):
         seen, unseen = encode(encoder, row, folder), encode(plain, row, folder)
         assert seen.input_ids[0].tolist() == unseen.input_ids[0].tolist()
         assert seen.media == ()
+        has_tag = "<image>" in row["query"]
+        assert any("stays as it is" in note for note in seen.notes) == has_tag
 
 
 def test_text_models_refuse_images(folder):
-    encoder = Encoder(vision.tokenizer(), EncodeSettings())
-    assert encode(encoder, {"query": "?", "response": "Yes.", "images": ["a.png"]}, folder).reason == (
-        "only text can be trained on"
-    )
+    plain = {"query": "?", "response": "Yes.", "rejected_response": "No."}
+    for name in ("images", "rejected_images"):
+        encoder = Encoder(vision.tokenizer(), EncodeSettings(recognition=Recognition(needs_rejected="_" in name)))
+        assert encode(encoder, {**plain, name: ["a.png"]}, folder).reason == "only text can be trained on"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -247,6 +249,9 @@ def test_a_pair_shares_its_images_or_has_its_own(models, folder):
     chosen, rejected_ = encode(encoder, other, folder).media
     assert chosen[0].size == (24, 40)
     assert rejected_[0].size == (47, 33)
+    assert "nothing reads the column rejected_images" not in encode(encoder, other, folder).notes
+    alone = encode(encoder, {**other, "images": []}, folder)
+    assert (alone.reason, alone.detail) == ("images and their places do not match", "0 for more places <image>")
     lists = {
         "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
         "chosen": [{"role": "assistant", "content": "Yes."}],
@@ -257,6 +262,14 @@ def test_a_pair_shares_its_images_or_has_its_own(models, folder):
     assert isinstance(listed, Encoded), listed
     plain = encode(encoder, row, folder)
     assert [ids.tolist() for ids in listed.input_ids] == [ids.tolist() for ids in plain.input_ids]
+
+
+def test_images_of_a_rejected_answer_do_not_count_where_it_is_not_read(models, folder):
+    encoder, _ = encoder_of(models["qwen2_5_vl"])
+    row = {"query": "<image>?", "response": "Yes.", "images": ["a.png"], "rejected_images": ["gone.png"]}
+    encoded = encode(encoder, row, folder)
+    assert isinstance(encoded, Encoded), encoded
+    assert encoded.notes == ("nothing reads the column rejected_images",)
 
 
 def test_an_image_with_more_patches_than_positions_is_dropped(folder, tmp_path):

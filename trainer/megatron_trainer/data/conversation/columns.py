@@ -75,6 +75,12 @@ PARTS_OF_A_TASK = frozenset(
     }
 )
 """Columns that are not read but look like part of the context of the answer."""
+NAMES_OF_MEDIA: Mapping[str, str] = {
+    **dict.fromkeys(("image_path", "image_paths", "image_url", "image_urls", "image_file", "image_files"), "images"),
+    **dict.fromkeys(("img", "imgs", "img_path", "picture", "pictures", "photo", "photos", "pil_image"), "images"),
+    **dict.fromkeys(("video_path", "video_paths", "video_url", "video_urls", "video_file", "video_files"), "videos"),
+}
+"""Columns that are not read but look like images or videos -> the column that they would be."""
 _KEPT_QUIET = frozenset({"id", "idx", "index", "uuid", "_id"})
 
 Row = Mapping[str, object]
@@ -138,11 +144,18 @@ def notes(columns: Columns) -> list[str]:
     for name in columns.unread():
         if name.lower() in _KEPT_QUIET:
             continue
-        looks = ", which looks like part of the task; name it with columns" if name.lower() in PARTS_OF_A_TASK else ""
-        found.append(f"nothing reads the column {name}{looks}")
+        found.append(f"nothing reads the column {name}{_what_it_looks_like(name)}")
     for turns in columns.turns():
         found += [f"nothing reads the message key {key}" for key in unread_keys(turns)]
     return list(dict.fromkeys(found))
+
+
+def _what_it_looks_like(name: str) -> str:
+    """The end of the note about an unread column, with what to do about it."""
+    if name.lower() in PARTS_OF_A_TASK:
+        return ", which looks like part of the task; name it with columns"
+    meant = NAMES_OF_MEDIA.get(name.lower())
+    return f", which looks like {meant}; columns: {{{name}: {meant}}} has it read" if meant else ""
 
 
 def under_system(columns: Columns, system: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:

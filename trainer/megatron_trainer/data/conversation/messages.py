@@ -342,7 +342,7 @@ def _arguments(given: object) -> object:
 def _part_text(part: object, name: str) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXT_PARTS:
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str) and (part.get("type") or "text") in _TEXT_PARTS:
         return str(part["text"])
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     raise RowError("only text can be trained on", f"{name} holds a part of type {kind}")

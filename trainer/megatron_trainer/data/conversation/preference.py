@@ -66,7 +66,10 @@ def rejected(row: Columns, chosen: Turns, choose: Texts) -> Turns:
         found = _after_question(chosen, tuple(message for message in found if message.role != "system"))
     if chosen[0].role == "system" and found[0].role != "system":
         found = (chosen[0], *found)
-    if found == chosen and not row.get("rejected_images"):  # equal words about two images differ
+    own_images = row.get("rejected_images")
+    if own_images and own_images is not True:  # the place of those that were read (vision/rows.py)
+        raise RowError("only text can be trained on", "the row has rejected_images")
+    if found == chosen and not own_images:  # equal words about two images differ
         raise RowError("the rejected answer equals the chosen one")
     if [m.content for m in chosen if m.role == "user"] != [m.content for m in found if m.role == "user"]:
         row.tell("chosen and rejected answer different questions")

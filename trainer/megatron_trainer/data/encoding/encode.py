@@ -25,6 +25,7 @@ from megatron_trainer.data.encoding.turn_rows import with_one_answer
 from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.values import IGNORED, Conversation, Medium, Message, Pair, Rejection, RowError, Sample
 from megatron_trainer.data.vision.model import ImageRows
+from megatron_trainer.data.vision.places import with_note_about_tags
 from megatron_trainer.data.vision.rows import lifted
 from megatron_trainer.data.vision.settings import VisionSettings
 
@@ -214,9 +215,11 @@ class Encoder:
         row, recognition = parse_row(record.payload), self.settings.recognition
         if self._images is None or recognition.is_scored or recognition.needs_label:
             return recognize(row, recognition, number=record.number)
-        row, media = lifted(row, recognition.columns)
+        row, media = lifted(row, recognition.columns, has_rejected=recognition.needs_rejected)
         conversation = recognize(row, recognition, number=record.number)
-        return conversation if media is None else self._images.placed(conversation, media, record.file)
+        if media is None:
+            return with_note_about_tags(conversation)
+        return self._images.placed(conversation, media, record.file)
 
     def _render_all(self, conversation: Conversation) -> list[_Text]:
         """The record's sequences; tools become text if the template does not support them and agent_template is set."""

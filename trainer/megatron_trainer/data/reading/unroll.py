@@ -42,7 +42,8 @@ class Unrolled:
         """Number of trained answers; 1 for a row that the encoder will refuse."""
         try:
             row = parse_row(record.payload)
-            row = lifted(row, self.recognition.columns)[0] if self.sees else row
+            if self.sees:
+                row, _ = lifted(row, self.recognition.columns, has_rejected=self.recognition.needs_rejected)
             return num_rows(recognize(row, self.recognition).messages, self.loss_scale)
         except RowError:
             return 1

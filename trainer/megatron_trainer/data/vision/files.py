@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_trainer.data.values import MediumFile, RowError
@@ -28,7 +28,8 @@ NOT_FOUND, NOT_FETCHED, TOO_LARGE = "an image is not there", "an image cannot be
 NO_IMAGE = "an image is neither a path, a URL nor bytes"
 _KEYS = ("bytes", "url", "image_url", "image", "source", "path", "base64", "data", "b64_json")
 """Keys of an object that hold an image, in order of precedence: a file's bytes before the path it once had."""
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}\s*")
+FILE_URL = "file:"
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses of a server that may be gone at the next try."""
 _WEB = urllib.request.build_opener()
@@ -54,11 +55,32 @@ def open_image(value: object, folders: Sequence[Path]) -> MediumFile:
         return _of_data_uri(text)
     if scheme.startswith(("http://", "https://")):
         return fetched(text)
-    if scheme.startswith("file://"):
-        return _found(urllib.request.url2pathname(urllib.parse.urlsplit(text).path), ())
-    if "://" in text[:12]:
+    if "://" in text[:12] and not scheme.startswith(FILE_URL):
         raise RowError("an image has a URL of a kind that is not read", f"{_shown(text)}; give http, https or file")
-    return _of_text(text, folders)
+    return _of_text(value, folders)
+
+
+def existing(text: str, folders: Sequence[Path]) -> Path | None:
+    """The first place of a path or a file:// URL at which something is; None for none.
+
+    folders: where relative paths are looked up, in order. Raises OSError, ValueError or RuntimeError for a name that
+    nothing can have.
+    """
+    return next((place for place in _places(text, folders) if place.exists()), None)
+
+
+def _places(text: str, folders: Sequence[Path]) -> Iterator[Path]:
+    """Each place that may be meant. A name counts as it is written first: many programs put file:// before a path
+    without escaping it, and a file's name may begin with ~ or a blank.
+    """
+    names = [text, text.strip()]
+    if names[1].lower().startswith(FILE_URL):
+        plain = names[1][len(FILE_URL) :].removeprefix("//")
+        names = [plain, urllib.request.url2pathname(urllib.parse.urlsplit(names[1]).path)]
+    for name in dict.fromkeys(names):
+        yield from ((folder / name).absolute() for folder in folders or (Path("/"),))
+        if name.startswith("~"):
+            yield Path(name).expanduser()
 
 
 def read(source: MediumFile) -> bytes:
@@ -128,11 +150,12 @@ def _of_text(text: str, folders: Sequence[Path]) -> MediumFile:
     try:
         return _found(text, folders)
     except RowError:
-        if not _BASE64.fullmatch(text):
+        coded = "".join(text.split())  # encoders break it into lines
+        if not _BASE64.fullmatch(coded):
             raise
         try:
             return _sized(
-                base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_" if {*"-_"} & {*text} else None)
+                base64.b64decode(coded + "=" * (-len(coded) % 4), altchars=b"-_" if {*"-_"} & {*coded} else None)
             )
         except (binascii.Error, ValueError) as err:
             raise RowError(NO_IMAGE, f"neither a file nor base64: {_shown(text)}") from err
@@ -141,13 +164,11 @@ def _of_text(text: str, folders: Sequence[Path]) -> MediumFile:
 def _found(text: str, folders: Sequence[Path]) -> str:
     """The absolute path of an existing file."""
     try:
-        for folder in folders or (Path("/"),):
-            path = (folder / Path(text).expanduser()).absolute()
-            if path.exists():
-                input_file.check(path)
-                if path.stat().st_size > MAX_BYTES:
-                    raise RowError(TOO_LARGE, f"{path}: more than {MAX_BYTES} bytes")
-                return str(path)
+        if (path := existing(text, folders)) is not None:
+            input_file.check(path)
+            if path.stat().st_size > MAX_BYTES:
+                raise RowError(TOO_LARGE, f"{path}: more than {MAX_BYTES} bytes")
+            return str(path)
     except (OSError, ValueError, RuntimeError) as err:  # also names that no file can have
         raise RowError(NOT_FOUND, f"{_shown(text)}: {err}") from err
     raise RowError(NOT_FOUND, _shown(text))

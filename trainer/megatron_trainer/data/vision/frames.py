@@ -6,8 +6,6 @@ Video files are not decoded; a row that names one is dropped with the command th
 from __future__ import annotations
 
 import re
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +53,7 @@ def open_frames(value: object, folders: Sequence[Path]) -> Frames:
         return Frames(sources=tuple(files.open_image(each, folders) for each in value))
     if not isinstance(value, str) or not value.strip():
         raise RowError(NO_VIDEO, f"it is of type {type(value).__name__}")
-    return Frames(sources=tuple(map(str, _in_folder(value.strip(), folders))))
+    return Frames(sources=tuple(map(str, _in_folder(value, folders))))
 
 
 def _of_object(value: Mapping[str, object], folders: Sequence[Path]) -> Frames:
@@ -79,13 +77,11 @@ def _rate(value: object) -> float:
 
 def _in_folder(text: str, folders: Sequence[Path]) -> list[Path]:
     """The pictures in a folder by name, numbers in it by their value."""
-    scheme = text[:8].lower()
-    if scheme.startswith("file://"):
-        text, folders = urllib.request.url2pathname(urllib.parse.urlsplit(text).path), ()
-    elif scheme.startswith(("data:", "http://", "https://")) or "://" in text[:12]:
+    scheme = text.lstrip()[:12].lower()
+    if not scheme.startswith(files.FILE_URL) and ("://" in scheme or scheme.startswith("data:")):
         raise _undecoded(text)
     try:
-        found = next((path for path in _places(text, folders) if path.exists()), None)
+        found = files.existing(text, folders)
         if found is None:
             raise RowError(NOT_FOUND, text[:120])
         if not found.is_dir():
@@ -98,10 +94,6 @@ def _in_folder(text: str, folders: Sequence[Path]) -> list[Path]:
     if not pictures:
         raise RowError(NO_FRAMES, f"the folder {text[:120]} has no pictures")
     return sorted(pictures, key=_in_order)
-
-
-def _places(text: str, folders: Sequence[Path]) -> list[Path]:
-    return [(folder / Path(text).expanduser()).absolute() for folder in folders or (Path("/"),)]
 
 
 def _endings() -> frozenset[str]:

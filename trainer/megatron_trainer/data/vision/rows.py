@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from megatron_trainer.data.conversation.columns import MESSAGES, Row, named
@@ -29,7 +30,8 @@ _SETTINGS = (
     *("max_frames", "min_frames", "video_start", "video_end"),
 )
 """Keys of an image or a video for which other programs have a meaning."""
-_WITH_PARTS = frozenset({*MESSAGES, "prompt", "completion", "chosen", "rejected", "rejected_messages", "query"})
+_WITH_PARTS = frozenset({*MESSAGES, "prompt", "completion", "chosen", "query"})
+_REJECTED_PARTS = frozenset({"rejected", "rejected_messages"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +64,25 @@ def mark(number: int | None, *, is_video: bool) -> str:
     return f"\ufdd0{'' if number is None else number}{'v' if is_video else 'i'}\ufdd1"
 
 
-def lifted(row: Row, columns: Mapping[str, str]) -> tuple[Row, Media | None]:
+def lifted(row: Row, columns: Mapping[str, str], *, has_rejected: bool) -> tuple[Row, Media | None]:
     """The row as text with marks, and its media; None, and the row itself, for one that has only text.
 
-    columns: the user's names of columns. Raises RowError for a column that holds no images.
+    columns: the user's names of columns. has_rejected: the images of a rejected answer are read as well. Raises
+    RowError for a column that holds no images.
     """
     names = {next(iter(named({name: value}, columns)), ""): name for name, value in row.items()}
     found: list[Found] = []
     images = _of_columns(row, names, _IMAGES, found, is_video=False)
     videos = _of_columns(row, names, _VIDEOS, found, is_video=True)
-    rejected = _of_columns(row, names, _REJECTED, found, is_video=False)
-    texts = {name: _without_parts(row[name], found) for known, name in names.items() if known in _WITH_PARTS}
+    rejected = _of_columns(row, names, _REJECTED, found, is_video=False) if has_rejected else None
+    read = _WITH_PARTS | _REJECTED_PARTS if has_rejected else _WITH_PARTS
+    texts = {name: _without_parts(row[name], found) for known, name in names.items() if known in read}
     has_marks = any(value is not row[name] for name, value in texts.items())
     if not found and not has_marks:
         return row, None
     taken = {names[name] for name in (*_IMAGES, *_VIDEOS, "objects") if name in names}
     rest = {name: texts.get(name, value) for name, value in row.items() if name not in taken}
+    rest |= {} if rejected is None else {names[name]: True for name in _REJECTED}
     media = Media(
         all=tuple(found),
         images=images or (),
@@ -104,16 +109,18 @@ def _of_columns(
     given = [names[name] for name in wanted if name in names and row[names[name]] not in ("", [], {})]
     if not given:
         return None
-    if len(given) > 1 and row[given[0]] != row[given[1]]:
+    values, *others = [_listed(row[name], name) for name in given]
+    if any(other != values for other in others):
         raise RowError("two columns hold images", ", ".join(given))
-    values = _listed(row[given[0]], given[0])
     found += [Found(value=value, is_video=is_video) for value in values]
     return tuple(range(len(found) - len(values), len(found)))
 
 
 def _listed(value: object, name: str) -> list[object]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = parse_json(value, name)
+    """The media of a column; a text may be JSON, or a path that begins like it."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with suppress(RowError):
+            value = parse_json(value, name)
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -175,6 +182,12 @@ def _parts(parts: list[object], found: list[Found]) -> Iterator[object]:
 
 
 def _kind(part: object) -> str:
-    """The type of a part that is an image or a video, "" of any other."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    return kind if isinstance(kind, str) and kind in (*_IMAGE_PARTS, *_VIDEO_PARTS) else ""
+    """The type of a part that is an image or a video, "" of any other. One without a type has the name of its key, as
+    in the templates of Qwen.
+    """
+    if not isinstance(part, Mapping):
+        return ""
+    kind, kinds = part.get("type"), (*_IMAGE_PARTS, *_VIDEO_PARTS)
+    if kind is None:
+        return next((key for key in kinds if part.get(key) not in (None, "", b"", [], {})), "")
+    return kind if isinstance(kind, str) and kind in kinds else ""
