@@ -8,8 +8,10 @@ Shape suffixes: H height, W width, C channels, P patches, D numbers of a patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,9 +46,17 @@ class Form(Protocol):
         """Those of resized images."""
 
 
+def size_rule(processor: Any) -> Callable[..., tuple[int, int]] | None:  # noqa: ANN401 - of transformers
+    """The function that gives an image its size among the patches of such a processor; None for one of another form."""
+    found: Callable[..., tuple[int, int]] | None = getattr(
+        sys.modules[type(processor).__module__], "smart_resize", None
+    )
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatchForm:
-    """Images of any size. processor: with `patch_size` and `resample`."""
+    """Images of any size. processor: with `patch_size` and `resample`, and a size_rule."""
 
     processor: Any
 
@@ -61,14 +71,26 @@ class PatchForm:
         return f"{self.processor.patch_size} {self.processor.resample}"
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """See Form."""
-        blank = np.zeros((*size, 3), np.uint8)
+        """See Form. From the processor's own rule for sizes: it resizes no pixels."""
         try:
-            made = self.processor(images=[blank], input_data_format="channels_last", return_tensors="np")
+            height, width = self._resized_size(*size)
         except ValueError as err:
             raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
-        time, rows, columns = made["image_grid_thw"][0].tolist()
-        return time, rows, columns
+        return 1, height // self.patch_size, width // self.patch_size
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image once it is resized. Raises ValueError for one that cannot be."""
+        factor = self.processor.patch_size * self.processor.merge_size
+        if not self.processor.do_resize:
+            if height % factor or width % factor:
+                raise ValueError(f"its sides are no multiples of {factor}, and do_resize of the processor is false")
+            return height, width
+        rule, frames = size_rule(self.processor), self.processor.temporal_patch_size
+        assert rule is not None
+        counts_frames = "num_frames" in signature(rule).parameters  # an image is repeated to fill a step in time
+        of_frames = {"num_frames": frames, "temporal_factor": frames} if counts_frames else {}
+        bounds = {"min_pixels": self.processor.size.shortest_edge, "max_pixels": self.processor.size.longest_edge}
+        return rule(height=height, width=width, factor=factor, **bounds, **of_frames)
 
     def shape(self, grid: Grid) -> tuple[int, int, int]:
         """See Form."""

@@ -15,7 +15,7 @@ from megatron_trainer.data.values import Conversation, Medium, Message, RowError
 from megatron_trainer.data.vision import boxes, canvas, files, token_ids, video
 from megatron_trainer.data.vision.boxes import Boxes
 from megatron_trainer.data.vision.canvas import CanvasForm
-from megatron_trainer.data.vision.form import PatchForm, ScaledForm, TileForm
+from megatron_trainer.data.vision.form import PatchForm, ScaledForm, TileForm, size_rule
 from megatron_trainer.data.vision.frames import open_frames
 from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
 from megatron_trainer.data.vision.places import placed, trimmed
@@ -200,13 +200,39 @@ def _processor(directory: Path) -> Any:  # noqa: ANN401 - of transformers
 def _patches(args: TrainArgs, directory: Path, config: Mapping[str, Any]) -> PatchForm:
     """Images of any size, within the pixels of the arguments."""
     processor = _processor(directory)
+    _refuse_other_patches(directory, processor, config["vision_config"])
     given = pixels.in_pixels(args, processor.patch_size * processor.merge_size)
     frames = processor.temporal_patch_size if config.get("model_type") in BOUNDS_OF_FRAMES else 1
-    lowest = given["min_pixels"] * frames if "min_pixels" in given else processor.size["shortest_edge"]
-    highest = given["max_pixels"] * frames if "max_pixels" in given else processor.size["longest_edge"]
+    stated = _bounds(directory, dict(processor.size))
+    lowest = given["min_pixels"] * frames if "min_pixels" in given else stated[0]
+    highest = given["max_pixels"] * frames if "max_pixels" in given else stated[1]
     lowest, highest = _ordered(lowest, highest, keeps_lowest="min_pixels" in given)
     processor.size = type(processor.size)(shortest_edge=lowest, longest_edge=highest)
     return PatchForm(processor=processor)
+
+
+def _bounds(directory: Path, size: Mapping[str, int]) -> tuple[int, int]:
+    """The fewest and most pixels of the model's own files."""
+    lowest, highest = video.bounds_of(size)
+    if not lowest or not highest:
+        message = f"size of its image processor has {size} instead of shortest_edge and longest_edge, in pixels"
+        raise _unusable(directory, message)
+    return lowest, highest
+
+
+def _refuse_other_patches(directory: Path, processor: Any, tower: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Raises InvalidInput for a processor whose patches are not those of the tower. tower: of config.json."""
+    if size_rule(processor) is None:
+        raise _unusable(directory, f"its image processor is {type(processor).__name__}; take the model's own files")
+    names = {
+        "patch_size": "patch_size",
+        "merge_size": "spatial_merge_size",
+        "temporal_patch_size": "temporal_patch_size",
+    }
+    made = {name: (getattr(processor, name), tower.get(of)) for name, of in names.items()}
+    wrong = [f"{name} {own}, its tower {other}" for name, (own, other) in made.items() if other not in (None, own)]
+    if wrong:
+        raise _unusable(directory, f"its image processor has {'; '.join(wrong)}; take the model's own files")
 
 
 def _ordered(lowest: int, highest: int, *, keeps_lowest: bool) -> tuple[int, int]:
@@ -315,7 +341,10 @@ def _rules(
         sizes = {"side": tower.tile, "patch_size": tower.patch_size, "merge_size": tower.merge_size}
         of_tiles = video.rules_of_tiles(stored or {}, **sizes)
         return video.limited(of_tiles, pixels.in_pixels(args, tower.patch_size * tower.merge_size))
-    rules = video.rules_of(str(config.get("model_type")), stored or {})
+    try:
+        rules = video.rules_of(str(config.get("model_type")), stored or {})
+    except ValueError as err:
+        raise _unusable(directory, f"its settings of videos cannot be used: {err}") from err
     return None if rules is None else video.limited(rules, pixels.in_pixels(args, rules.patch_size * rules.merge_size))
 
 

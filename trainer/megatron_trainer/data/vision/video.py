@@ -89,19 +89,23 @@ KINDS: Mapping[str, Kind] = {
 
 
 def rules_of(model_type: str, stored: Mapping[str, Any]) -> FrameRules | None:
-    """The rules of a model's own files, None for a model whose videos are not read. stored: of its processor."""
+    """The rules of a model's own files, None for a model whose videos are not read. stored: of its processor.
+
+    Raises ValueError for files without bounds of pixels.
+    """
     kind = KINDS.get(model_type)
     if kind is None:
         return None
     given = {**(_QWEN2 if kind == "qwen2" else _QWEN3), **{k: v for k, v in stored.items() if v is not None}}
-    size = dict(given["size"])
+    least, most = bounds_of(given["size"])
     if kind == "qwen2":
-        size["shortest_edge"] = given.get("min_pixels", size["shortest_edge"])
-        size["longest_edge"] = given.get("max_pixels", size["longest_edge"])
+        least, most = given.get("min_pixels", least), given.get("max_pixels", most)
+    if not least or not most:
+        raise ValueError(f"size has {given['size']} instead of shortest_edge and longest_edge, in pixels")
     return FrameRules(
         kind=kind,
-        least=size["shortest_edge"],
-        most=size["longest_edge"],
+        least=least,
+        most=most,
         budget=given["max_video_tokens"] if given.get("cap_pixels_per_frame") else None,
         fps=float(given.get("fps", FRAMES_PER_SECOND)),
         min_frames=given.get("min_frames", 4),
@@ -112,6 +116,16 @@ def rules_of(model_type: str, stored: Mapping[str, Any]) -> FrameRules | None:
         mean=tuple(given["image_mean"]),
         std=tuple(given["image_std"]),
     )
+
+
+def bounds_of(size: object) -> tuple[int, int]:
+    """The fewest and most pixels that a processor's file states, 0 for none. Some files of transformers 4 have them by
+    the names of the arguments.
+    """
+    stated = dict(size) if isinstance(size, Mapping) else {}
+    names = ("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")
+    least, most = (next((stated[name] for name in either if stated.get(name)), 0) for either in names)
+    return least, most
 
 
 def rules_of_tiles(stored: Mapping[str, Any], *, side: int, patch_size: int, merge_size: int) -> FrameRules:
