@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from megatron_trainer import environment
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.vision.model import image_rows_of
@@ -78,9 +79,28 @@ def test_settings_of_models_bound_images_frames_and_their_number(folder):
     assert image(image_min_token_num=63) == image(min_pixels=63 * 64)
 
 
+@effect("model_kwargs")
+def test_boxes_of_qwen_are_between_its_tokens_or_lists_of_numbers(folder):
+    new = seen(folder, model_kwargs={"QWENVL_BBOX_FORMAT": "new"})[0]
+    assert "Where is it?" in new
+    assert "At [10, 8, 40, 24]." in new
+    legacy = "At <|box_start|>(10,8),(40,24)<|box_end|>."
+    assert legacy in seen(folder, model_kwargs={"qwenvl_bbox_format": "legacy"})[0]
+    assert legacy in seen(folder)[0]
+
+
+def test_variables_of_other_programs_are_named_where_a_run_has_them():
+    assert environment.ignored_of_images({"MAX_PIXELS": "9", "NFRAMES": "8", "ROOT_IMAGE_DIR": "/x", "HOME": "/"}) == [
+        "nothing reads the variable ROOT_IMAGE_DIR (/x); use image_root",
+        "nothing reads the variable MAX_PIXELS (9); use model_kwargs: {max_pixels: ...}",
+        "nothing reads the variable NFRAMES (8)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"qwenvl_bbox_format": "old"}, "qwenvl_bbox_format must be legacy or new"),
         (
             {"fps_max_frame": 3},
             "fps_max_frame is not read; did you mean fps_max_frames?; other variables go into spec.env",

@@ -152,6 +152,15 @@ def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
         assert spec_of(text)["args"]["model_kwargs"] == {**sizes, "max_pixels": 401408}
 
 
+def test_variables_about_images_become_arguments_or_are_named_as_unread(capsys):
+    variables = "ROOT_IMAGE_DIR=/data/pictures QWENVL_BBOX_FORMAT=new NFRAMES=8 OTHER=1"
+    text = written(capsys, f"{variables} megatron sft {RUN} --train_iters 3 --global_batch_size 96")
+    arguments = spec_of(text)["args"]
+    assert (arguments["image_root"], arguments["model_kwargs"]) == ("/data/pictures", {"qwenvl_bbox_format": "new"})
+    assert "# Left out: variables OTHER: add the relevant ones to spec.env.\n" in text
+    assert "# Left out: variables NFRAMES: nothing here reads them" in text
+
+
 def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(capsys):
     text = written(
         capsys, f"megatron rlhf {RUN} --rlhf_type grpo --use_vllm true --train_iters 3 --global_batch_size 96 --lrr 3"

@@ -113,6 +113,7 @@ def test_names_of_training_for_its_source_and_result_are_other_names_in_an_expor
             "sft",
             "is a setting of images and videos; write it as model_kwargs: {fps_max",
         ),
+        ({"qwenvl_bbox_format": "new"}, "sft", "write it as model_kwargs: {qwenvl_bbox_format"),
         ({"vit_attn_impl": "eager"}, "sft", "belongs to models with images, whose tower runs as"),
         ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon has a state that checkpoints do not include"),
     ],
@@ -122,6 +123,15 @@ def test_what_belongs_to_another_method_is_said_in_one_sentence(given, task, sai
     [problem] = problems(given, task=task)
     assert said in problem
     assert "did you mean" not in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("image_folder", "image_root"), ("freeze_vision_tower", "freeze_vit"), ("merger_lr", "aligner_lr")],
+)
+def test_names_of_other_programs_for_images_lead_to_ours(name, meant):
+    [problem] = problems({name: "x"}, task="sft")
+    assert f"unknown argument; did you mean {meant}?" in problem
 
 
 def test_name_of_4x_is_accepted_with_a_warning():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_trainjob import environment as names
 from megatron_trainjob import termination
+from megatron_trainjob.args.pixels import UNREAD, VARIABLES
 from megatron_trainjob.environment import DEVICES, RANK_STARTS, RESUMES, RankStart, Resume
 
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
@@ -142,6 +143,20 @@ def become(variables: Mapping[str, str]) -> None:
     """Replaces the environment of this process, a forked rank, by these variables."""
     os.environ.clear()
     os.environ.update(variables)
+
+
+def ignored_of_images(variables: Mapping[str, str] | None = None) -> list[str]:
+    """A message for each variable with which other programs change images and videos, and that nothing reads here.
+
+    Manifests may not set them; they come from the image, a ConfigMap or the shell of a local run.
+    """
+    env = os.environ if variables is None else variables
+    meant = {"ROOT_IMAGE_DIR": "image_root", **{name: f"model_kwargs: {{{of}: ...}}" for name, of in VARIABLES.items()}}
+    found = [name for name in (*meant, *UNREAD) if env.get(name)]
+    return [
+        f"nothing reads the variable {name} ({env[name]})" + (f"; use {meant[name]}" if name in meant else "")
+        for name in found
+    ]
 
 
 def _push_url(environment: Environment, attempt: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ from megatron_trainjob.args.availability import objection
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
-from megatron_trainjob.args.pixels import VARIABLES, number_of
+from megatron_trainjob.args.pixels import VARIABLES, value_of
 from megatron_trainjob.args.rules.data import PLACES
 from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
 from megatron_trainjob.args.value import WrongValue, read_value
@@ -117,7 +117,7 @@ def of_variables(environment: Mapping[str, str], task: Task) -> dict[str, object
         if task in ARGUMENTS[name].applies_to
     }
     sizes = {VARIABLES[name]: value for name, value in environment.items() if name in VARIABLES}
-    read = {name: value if (number := number_of(name, value)) is None else number for name, value in sizes.items()}
+    read = {name: value if (known := value_of(name, value)) is None else known for name, value in sizes.items()}
     return arguments | ({"model_kwargs": read} if read else {})
 
 

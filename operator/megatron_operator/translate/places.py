@@ -14,7 +14,7 @@ from megatron_operator.translate.arguments import FILL_IN, Carried
 from megatron_operator.translate.shell.words import is_evaluated
 
 WORKDIR = "/workdir"
-PATHS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "cached_dataset", "cached_val_dataset")
+PATHS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "cached_dataset", "cached_val_dataset", "image_root")
 PATHS_OR_IDS = ("model", "dataset", "val_dataset", "mcore_model", "mcore_adapters", "adapters")
 FILES_OR_TEXT = ("system", "new_special_tokens", "custom_dataset_info", "template", "external_plugins")
 OUTPUTS = ("save", "tensorboard_dir", "wandb_save_dir")

@@ -18,7 +18,7 @@ from megatron_operator.translate.launch import DEVICES, Launch, unread_sizes
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
 from megatron_operator.translate.shell.literal import plain
-from megatron_trainjob.args.pixels import VARIABLES
+from megatron_trainjob.args.pixels import NAMES, UNREAD, VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
 
@@ -32,6 +32,9 @@ SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
 TO_FILL_IN = "fill-in-"
 ARGUMENTS = "@arguments@"
+OF_IMAGES = (
+    "nothing here reads them, and what they changed there is not so here; settings of images in model_kwargs are"
+)
 OF_THE_MACHINE = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "PYTHONUNBUFFERED", "DEBIAN_FRONTEND")
 
 
@@ -208,9 +211,15 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
 def _of_the_start(launch: Launch, values: Iterable[str]) -> list[str]:
     """What started the command there and has no place here: other programs with their options, variables."""
     ran = _without_secrets(" ".join(launch.behind))
-    named = ", ".join(sorted(name for name in launch.exported if name not in values and not _is_known(name)))
+    left = sorted(name for name in launch.exported if name not in values and not _is_known(name))
+    named = ", ".join(name for name in left if name not in UNREAD)
+    unread = ", ".join(name for name in left if name in UNREAD)
     around = [f"Left out: its launcher: `{ran}`."] if any(word.startswith("-") for word in launch.behind) else []
-    return [*around, *([f"Left out: variables {named}: add the relevant ones to spec.env."] if named else [])]
+    return [
+        *around,
+        *([f"Left out: variables {named}: add the relevant ones to spec.env."] if named else []),
+        *([f"Left out: variables {unread}: {OF_IMAGES}, {', '.join(NAMES)}."] if unread else []),
+    ]
 
 
 def _is_known(name: str) -> bool:

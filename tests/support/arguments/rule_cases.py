@@ -179,7 +179,7 @@ CASES = [
         Case(rule=f"{name}_is_no_variable_of_a_shell", good={name: good}, bad={name: bad})
         for names, good, bad in (
             (("model", "load", "adapter_load", "ref_load", "ref_adapter_load"), "a$.b", "$HOME/m"),
-            (("save", "tensorboard_dir"), "a$.b", "${OUT}/m"),
+            (("save", "tensorboard_dir", "image_root"), "a$.b", "${OUT}/m"),
             (("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"), ("a",), ("a", "${D}/x.jsonl")),
         )
         for name in names
@@ -1102,6 +1102,12 @@ CASES = [
         good={"model_kwargs": {"video_max_pixels": 4096}},
         bad={"model_kwargs": {"max_num": 6}},
         config={"model_type": "qwen2_5_vl", "vision_config": {}},
+    ),
+    Case(
+        rule="the_form_of_boxes_is_that_of_qwen",
+        good={"model_kwargs": {"QWENVL_BBOX_FORMAT": "legacy"}},
+        bad={"model_kwargs": {"QWENVL_BBOX_FORMAT": "new"}},
+        config={"model_type": "glm4v", "vision_config": {}},
     ),
     Case(
         rule="images_are_not_numbered",

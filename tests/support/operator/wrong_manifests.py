@@ -163,6 +163,10 @@ CASES: Mapping[str, Wrong] = {
         {"env": [{"name": "MAX_PIXELS", "value": "1003520"}]},
         {"spec.env[0].name": "use spec.args.model_kwargs: {max_pixels: ...}"},
     ),
+    "a variable that is the folder of images": (
+        {"env": [{"name": "ROOT_IMAGE_DIR", "value": "/data"}]},
+        {"spec.env[0].name": "use spec.args.image_root"},
+    ),
     "a variable of images that nothing reads": (
         {"env": [{"name": "VIDEO_TOTAL_PIXELS", "value": "1003520"}]},
         {"spec.env[0].name": "is read by nothing here; remove it"},

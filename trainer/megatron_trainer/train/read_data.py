@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer import environment
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.settings import label_of, row_shape
@@ -17,6 +19,8 @@ from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.args.tree import TrainArgs
+
+logger = logging.getLogger(__name__)
 
 
 def read_data(
@@ -28,6 +32,8 @@ def read_data(
     """
     images = image_rows_of(args, spec.directory, spec.config, tokenizer, data_cache(args))
     is_first = dist.get_rank() == 0
+    for message in environment.ignored_of_images() if is_first and images is not None else ():
+        logger.warning("%s", message)
     if not is_first:
         dist.barrier()
     prepared = prepare(

@@ -87,7 +87,8 @@ def _of_another_task(name: str, task: Task) -> Argument | None:
 
 def explain_unknown(name: str, task: Task) -> str:
     """The message about an unknown name: the method it belongs to, or the nearest known name."""
-    for method, (names, reason) in OTHER_METHODS.items() if name not in pixels.NAMES else ():
+    has_counterpart = name in pixels.NAMES or name in ELSEWHERE
+    for method, (names, reason) in () if has_counterpart else OTHER_METHODS.items():
         if name in names or name.startswith(OTHER_PREFIXES.get(method, ("\0",))):
             return f"belongs to {method}, {reason}"
     if name in pixels.NAMES:

@@ -13,9 +13,12 @@ TOKENS: Mapping[str, str] = {**OF_IMAGES, **OF_VIDEOS}
 FPS = "fps"
 TILES: Mapping[str, str] = {"max_num": "max_pixels", "min_num": "min_pixels"}
 """Settings that count the tiles of an image, of models that cut images into squares -> what bounds the same."""
+BOXES = "qwenvl_bbox_format"
+BOX_FORMATS = ("legacy", "new")
+"""How models of Qwen write boxes: between their own tokens, or as lists of numbers in plain text."""
 NAMES = (
     *("max_pixels", "min_pixels", "video_max_pixels", "video_min_pixels", *TOKENS, *TILES),
-    *(FPS, "fps_min_frames", "fps_max_frames"),
+    *(FPS, "fps_min_frames", "fps_max_frames", BOXES),
 )
 
 BUDGETS = (70, 140, 280, 560, 1120)
@@ -24,6 +27,7 @@ BUDGETS = (70, 140, 280, 560, 1120)
 UNREAD = (
     *("INPUT_SIZE", "VIDEO_MAX_NUM", "VIDEO_SEGMENTS", "VIDEO_TOTAL_PIXELS", "NFRAMES"),
     *("MAX_RATIO", "IMAGE_FACTOR", "FRAME_FACTOR", "SPATIAL_MERGE_SIZE"),
+    *("MAX_SLICE_NUMS", "VIDEO_MAX_SLICE_NUMS", "MAX_NUM_FRAMES", "USE_AUDIO_IN_VIDEO"),
 )
 """Environment variables of other programs for which there is no setting."""
 VARIABLES: Mapping[str, str] = {name.upper(): name for name in NAMES}
@@ -71,6 +75,19 @@ def number_of(name: str, value: object) -> float | None:
     if name == FPS:
         return number
     return int(number) if number == int(number) else None
+
+
+def value_of(name: str, value: object) -> float | str | None:
+    """What a setting is set to; None for a value that it cannot have."""
+    if name != BOXES:
+        return number_of(name, value)
+    return value.lower() if isinstance(value, str) and value.lower() in BOX_FORMATS else None
+
+
+def box_format(args: Given) -> str:
+    """How boxes are written."""
+    given = next((value for name, value in (args.model_kwargs or {}).items() if str(name).lower() == BOXES), None)
+    return str(value_of(BOXES, given) or BOX_FORMATS[0])
 
 
 def in_pixels(args: Given, token_side: int) -> dict[str, Any]:

@@ -107,5 +107,5 @@ OF_VARIABLES: dict[str, str] = {
     name.upper(): name
     for name, argument in ARGUMENTS.items()
     if argument.group == "retrieval" and not name.startswith("matryoshka")
-}
+} | {"ROOT_IMAGE_DIR": "image_root"}
 """Environment variables of ms-swift that are arguments here, such as INFONCE_TEMPERATURE."""

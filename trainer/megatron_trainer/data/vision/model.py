@@ -133,6 +133,7 @@ def image_rows_of(
         end_token=text(tokens.end),
         video=None if rules is None else asdict(rules),
         boxes=args.norm_bbox or _scale_of(config),
+        box_format=pixels.box_format(args),
         root=args.image_root,
         separates_frames=tokens.separates_frames,
         numbers_frames=isinstance(form, TileForm),
@@ -146,7 +147,7 @@ def image_rows_of(
         reader=ImageReader(form, kept, rules),
         tokens=tokens,
         patch_size=form.patch_size,
-        marks=_marks(tokenizer),
+        marks=_marks(tokenizer, settings.box_format),
     )
 
 
@@ -366,7 +367,7 @@ def _unusable(path: Path, message: str) -> InvalidInput:
     return InvalidInput((violation,), ExitCode.MISSING_INPUT)
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase) -> boxes.Marks:
+def _marks(tokenizer: PreTrainedTokenizerBase, box_format: str) -> boxes.Marks:
     """Those of the tokenizer's own tokens for objects, if it has them."""
     known = tokenizer.get_added_vocab()
     if all(token in known for token in _TAGS):
@@ -375,5 +376,7 @@ def _marks(tokenizer: PreTrainedTokenizerBase) -> boxes.Marks:
         return boxes.Marks(before_ref=before_ref, after_ref=after_ref, **box)
     if not all(token in known for token in _BOX_TOKENS):
         return boxes.Marks()
+    if box_format == "new":
+        return boxes.Marks(point="{x}, {y}", between=", ")
     before_ref, after_ref, before_box, after_box = _BOX_TOKENS
     return boxes.Marks(before_ref=before_ref, after_ref=after_ref, before_box=before_box, after_box=after_box)

@@ -15,7 +15,8 @@ class VisionSettings:
 
     processor: the settings of the model's image processor. image_token, video_token: texts that the tokenizer turns
     into the one token that stands for a patch of them. start_token, end_token: texts around them, "" for none.
-    boxes: whether coordinates are in thousandths of the image or in pixels of the resized one. root: folder of relative
+    boxes: whether coordinates are in thousandths of the image or in pixels of the resized one. box_format: of
+    pixels.BOX_FORMATS. root: folder of relative
     paths; None is that of the data file. video: the rules of its frames, None if videos are not read. separates_frames:
     each step of a video has the tokens around it, and before it its time or, with numbers_frames, its number.
     before, behind: text that the template writes before and behind an image or a video. trims: it takes the white space
@@ -30,6 +31,7 @@ class VisionSettings:
     video_token: str = ""
     video: Mapping[str, object] | None = None
     boxes: Literal["norm1000", "none"] = "norm1000"
+    box_format: str = "legacy"
     root: str | None = None
     separates_frames: bool = False
     numbers_frames: bool = False

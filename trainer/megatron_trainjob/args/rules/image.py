@@ -52,9 +52,11 @@ def _problem(name: str, value: object) -> str:
         near = difflib.get_close_matches(name, pixels.NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(pixels.NAMES)}"
         return f"{name} is not read; {hint}; other variables go into spec.env"
-    if pixels.number_of(name, value) is None:
-        return f"{name} must be a positive {'number' if name == pixels.FPS else 'whole number'}"
-    return ""
+    if pixels.value_of(name, value) is not None:
+        return ""
+    if name == pixels.BOXES:
+        return f"{name} must be {' or '.join(pixels.BOX_FORMATS)}"
+    return f"{name} must be a positive {'number' if name == pixels.FPS else 'whole number'}"
 
 
 @rule("model_kwargs", "max_pixels", "min_pixels", tasks=EVERY_TASK)
@@ -111,11 +113,21 @@ def images_are_not_numbered(facts: Facts) -> str:
     return "add_vision_id would not number the images; remove it, or write the numbers in the rows"
 
 
+@rule("model_kwargs", needs_model=True, severity="warning")
+def the_form_of_boxes_is_that_of_qwen(facts: Facts) -> str:
+    """Other models write boxes in one way."""
+    is_qwen = str(facts.config.get("model_type", "")).startswith("qwen")
+    if is_qwen or "vision_config" not in facts.config or pixels.box_format(facts.args) == pixels.BOX_FORMATS[0]:
+        return ""
+    return f"{pixels.BOXES} has no effect with this model, which writes boxes in one way"
+
+
 RULES = (
     *map(_idle, IMAGE_ARGUMENTS),
     the_fewest_pixels_are_below_the_most,
     settings_of_models_are_known,
     pixels_are_given_once,
     settings_fit_the_kind_of_model,
+    the_form_of_boxes_is_that_of_qwen,
     images_are_not_numbered,
 )
