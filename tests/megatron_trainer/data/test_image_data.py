@@ -179,6 +179,25 @@ def test_tokenized_data_takes_its_images_along(run, rows, tmp_path):
     assert [len(store[row].media) for row in range(NUM_ROWS)] == [0, 1, 2] * 3
 
 
+def test_equal_rows_in_another_folder_have_the_images_of_that_folder(run, tmp_path, monkeypatch):
+    row = {"query": "<image>?", "response": "Yes.", "images": ["a.png"]}
+    for name, width in (("first", 16), ("second", 24)):
+        vision.save(tmp_path / name / "a.png", width, 16)
+        write_jsonl(tmp_path / name / "rows.jsonl", [row])
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+
+    def widths(*files):
+        data, _ = run(dataset=tuple(str(tmp_path / file) for file in files))
+        return [sample.media[0].size[1] for sample in data.train]
+
+    assert widths("first/rows.jsonl", "second/rows.jsonl") == [16, 24]
+    for name, width in (("first", 16), ("second", 24)):
+        monkeypatch.chdir(tmp_path / name)
+        assert widths("rows.jsonl") == [width], "where there is no image beside the rows"
+    data, _ = run(dataset=(str(tmp_path / "rows.jsonl"),), image_root=str(tmp_path / "first"))
+    assert data.train[0].media[0].size[1] == 16
+
+
 def test_equal_bytes_are_stored_once(run, rows, tmp_path):
     held = with_bytes(rows[1:2], tmp_path) * 5
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(held), tmp_path / "rows.parquet")

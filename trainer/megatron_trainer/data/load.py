@@ -28,6 +28,7 @@ from megatron_trainer.data.storage.fingerprint import (
     code_digest,
     file_identities,
     source_digest,
+    starts_of_paths,
     store_key,
     text_key,
     tokenizer_digest,
@@ -145,7 +146,8 @@ class Loader:
         return store_key(str(identities), self._tokenizer_digest, self.encoder, str(choice))
 
     def _digest(self, source: Source) -> str:
-        return source_digest(source, self._cache / "digests")
+        digest, vision = source_digest(source, self._cache / "digests"), self.encoder.settings.vision
+        return digest if vision is None else f"{digest} {starts_of_paths(source, vision.root)}"
 
     def _choice(self, spec: DatasetSpec) -> str:
         return f"{spec.num_rows} {self._settings.shuffle} {self._settings.seed}" if spec.num_rows else ""

@@ -86,6 +86,19 @@ def source_digest(source: Source, memory: Path) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
+def starts_of_paths(source: Source, root: str | None) -> list[str]:
+    """The folders in which relative paths of a source's images may start: equal rows elsewhere name other images.
+
+    root: that of all images, if there is one.
+    """
+    if root is not None:
+        return [str(Path(root).absolute())]
+    if isinstance(source, Renamed | Unpaired | Unrolled):
+        return starts_of_paths(source.whole, root)
+    files = source.files if isinstance(source, FileSource) else ()
+    return [*(str(file.parent.absolute()) for file in files), str(Path.cwd())]
+
+
 def file_identities(source: Source) -> list[object]:
     """Identifies files without reading them: name, size and time of modification."""
     if isinstance(source, Renamed | Unpaired | Unrolled):
