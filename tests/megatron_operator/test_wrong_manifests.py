@@ -10,7 +10,9 @@ import yaml
 
 from megatron_operator import manifest
 from megatron_operator.cli import main
+from megatron_operator.cluster.local.machine import missing_files
 from megatron_operator.process.controller import Jobs
+from megatron_trainjob import processor_folder
 from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
 from tests.support.operator.wrong_manifests import CASES, HEADERS
 
@@ -44,6 +46,31 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_found_before_anything_starts
     (here / "model" / "tokenizer.json").unlink()
     assert main(["validate", write(here, {})]) == 2
     assert "has no tokenizer: tokenizer.json is missing" in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_an_image_processor_that_is_missing_is_found_before_anything_starts(here):
+    model, config = here / "model", {"vision_config": {}, "image_token_id": 7}
+    missing = ["has no image processor: preprocessor_config.json is missing; copy the processor's files from where"]
+
+    def found():
+        return [
+            problem.partition(" the model was published")[0] for problem in processor_folder.problems(model, config)
+        ]
+
+    assert processor_folder.problems(model, {"model_type": "llama"}) == []
+    assert found() == missing
+    whole = model / "processor_config.json"
+    whole.write_text(json.dumps({"processor_class": "X"}))
+    assert found() == missing
+    whole.write_text(json.dumps({"image_processor": {"patch_size": 14}}))
+    assert found() == []
+    (model / "preprocessor_config.json").write_text("{")
+    assert "preprocessor_config.json cannot be read" in found()[0]
+    (model / "config.json").write_text(json.dumps({**MODEL, **config}))
+    arguments = {"model": str(model), "image_root": "/nowhere"}
+    said = {each.path: each.message for each in missing_files({"spec": {"args": arguments}}, {})}
+    assert "preprocessor_config.json cannot be read" in said["spec.args.model"]
+    assert said["spec.args.image_root"] == "folder of images /nowhere does not exist; correct the path"
 
 
 def write(here: Path, changes) -> str:

@@ -16,7 +16,7 @@ from megatron_operator.api.spec import spec_schema
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.mounts import is_below
-from megatron_trainjob import dataset_entry, hub_cache, tokenizer_folder, weight_files
+from megatron_trainjob import dataset_entry, hub_cache, processor_folder, tokenizer_folder, weight_files
 from megatron_trainjob.args import head
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
@@ -25,7 +25,7 @@ from megatron_trainjob.violation import Violation
 Object = Mapping[str, Any]
 DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".bz2", ".zst"})
 DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "custom_dataset_info")
-FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load")
+FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "image_root")
 
 
 def num_gpus() -> int:
@@ -93,7 +93,7 @@ def _config(folder: Path) -> Object | None:
 def missing_files(
     manifest: Object, mounted: Mapping[str, Path | None], args: TrainArgs | None = None
 ) -> tuple[Violation, ...]:
-    """Models, matching tokenizers, data files and checkpoints that the manifest names and this machine lacks.
+    """Models, tokenizers, processors, data files and checkpoints that the manifest names and this machine lacks.
 
     Paths that an initializer fetches are not checked. args: the job's, None if they are invalid; then only what
     does not depend on them is checked about the weights.
@@ -102,7 +102,7 @@ def missing_files(
     given = spec.get("initializers") if isinstance(spec, Mapping) else None
     fetched = [str(each.get("targetPath")) for each in given or () if isinstance(each, Mapping)]
     arguments = _arguments(manifest)
-    checks = (_missing_model, partial(_wrong_weights, args), _wrong_tokenizer, _missing_data, _missing_folders)
+    checks = (_missing_model, partial(_wrong_weights, args), _wrong_companions, _missing_data, _missing_folders)
     found = [violation for each in checks for violation in each(arguments, mounted)]
     return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
 
@@ -151,11 +151,12 @@ def _wrong_weights(
             yield Violation(path="spec.args.model", value=model, message=problem)
 
 
-def _wrong_tokenizer(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+def _wrong_companions(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
     model = arguments.get("model")
     folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
     if folder is not None and (folder / "config.json").is_file():
-        for problem in tokenizer_folder.problems(folder, grows=bool(arguments.get("new_special_tokens"))):
+        wrong = tokenizer_folder.problems(folder, grows=bool(arguments.get("new_special_tokens")))
+        for problem in (*wrong, *processor_folder.problems(folder, _config(folder) or {})):
             yield Violation(path="spec.args.model", value=model, message=problem)
 
 
@@ -192,7 +193,8 @@ def _missing_folders(arguments: Object, mounted: Mapping[str, Path | None]) -> I
         for entry in [given] if isinstance(given, str) else given or ():
             path = local_path(str(entry), mounted) if _is_path(str(entry)) else None
             if path is not None and not path.exists():
-                message = f"checkpoint folder {path} does not exist; correct the path"
+                kind = "folder of images" if name == "image_root" else "checkpoint folder"
+                message = f"{kind} {path} does not exist; correct the path"
                 yield Violation(path=f"spec.args.{name}", value=entry, message=message)
 
 

@@ -27,6 +27,7 @@ from megatron_trainjob import families, input_file
 from megatron_trainjob.args import pixels
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.families.vision import Vision
+from megatron_trainjob.processor_folder import IMAGE_TOKENS
 from megatron_trainjob.violation import Violation
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ CACHE = "images"
 """Folder of resized images, in that of the tokenized data."""
 ABSOLUTE_BOXES = frozenset({"qwen2_5_vl"})
 """Models that write coordinates in pixels of the resized image; the others in thousandths."""
-_IMAGE_TOKENS = frozenset({"image_token_id", "image_token_index"})
-"""Keys of config.json that name the token of an image; a file has one of them."""
 _PROBE = "behind-it"
 _LONGEST_BEHIND = 8
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
@@ -115,7 +114,7 @@ def image_rows_of(
 
     Raises InvalidInput when its image processor is missing.
     """
-    if "vision_config" not in config or not _IMAGE_TOKENS & config.keys():
+    if "vision_config" not in config or not IMAGE_TOKENS & config.keys():
         return None
     tower = _own_tower(directory, config)
     form = _form(args, directory, config, tower)
