@@ -10,11 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
 from megatron_trainer import backend
+from megatron_trainer.lora.freeze import frozen_names
+from megatron_trainer.lora.parts import gets_no_adapter
+from megatron_trainer.lora.select import kind, saved_modules, targets
 from megatron_trainer.models.spec import read_model
 from megatron_trainer.models.tower import build_tower, features, layers_and_first
 from megatron_trainer.report.flops import flops_per_patch
+from megatron_trainjob.args.head import modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, read
+from megatron_trainjob.memory.tower import trained_parameters
 from tests.support.models.tiny_model import MODELS, SEEING_MODELS, config_of
 
 
@@ -38,6 +43,52 @@ def test_reentrant_recomputation_trains_layers_behind_frozen_patches(tmp_path: P
     pixels, grid = picture(spec.model.vision)
     features(tower, spec.model.vision, pixels, grid)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in layers[0].parameters())
+
+
+CHOICES = {
+    "frozen": {},
+    "tower": {"freeze_vit": False},
+    "aligner": {"freeze_aligner": False},
+    "chosen parameters": {"trainable_parameters": ("visual.",), "freeze_vit": False},
+    "chosen parameters of a frozen tower": {"trainable_parameters_regex": "norm"},
+    "frozen by name": {"freeze_vit": False, "freeze_parameters": ("visual.",)},
+    "frozen by expression": {"freeze_vit": False, "freeze_parameters_regex": "attn|attention"},
+    "LoRA": {"train_type": "lora"},
+    "LoRA of the tower": {"train_type": "lora", "freeze_vit": False},
+    "LoRA by name": {"train_type": "lora", "target_modules": ("linear_qkv", "proj", "projection_layer")},
+    "LoRA by expression": {"train_type": "lora", "target_regex": r"visual\..*(qkv|q_proj)"},
+    "LoRA of the decoder by expression": {"train_type": "lora", "target_regex": r"decoder.*", "freeze_vit": False},
+    "a module in full": {"train_type": "lora", "modules_to_save": ("merger", "multi_modal_projector")},
+    "the tower in full": {"train_type": "lora_llm"},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
+def test_the_estimate_counts_what_trains_of_the_tower(tmp_path: Path, name: str, choice: str):
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config_of(name).to_dict(), "model_type": stored_type(name)}, default=str)
+    )
+    args = TrainArgs(**CHOICES[choice])
+    spec = read_model(tmp_path, args)
+    tower = build_tower(spec, args, backend.select())
+    sizes = {f"visual.{key}": value.numel() for key, value in tower.named_parameters()}
+    if args.train_type == "full":
+        trained = sum(sizes[key] for key in sizes.keys() - frozen_names(sizes, args))
+    else:
+        modules = {f"visual.{key}".rstrip("."): module for key, module in tower.named_modules()}
+        whole = saved_modules(modules, modules_to_save(args)).names
+        kinds = {key: found for key, module in modules.items() if (found := kind(key, module)) is not None}
+        adapted = targets(
+            kinds, args.target_modules, args.target_regex, is_left_out=lambda key: gets_no_adapter(key, args)
+        ).names
+        in_full = {key for key in sizes for module in whole if key.startswith(f"{module}.")}
+        trained = sum(sizes[key] for key in in_full)
+        trained += args.lora_rank * sum(
+            sum(modules[key].weight.shape) for key in adapted if f"{key}.weight" not in in_full
+        )
+    assert trained_parameters(args, spec.model.vision) == trained
+    assert (trained > 0) == (choice not in ("frozen", "frozen by name", "LoRA", "LoRA of the decoder by expression"))
 
 
 def picture(vision):
