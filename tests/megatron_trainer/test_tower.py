@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from megatron_trainer import backend
 from megatron_trainer.lora.freeze import frozen_names
+from megatron_trainer.lora.inject import names_of_the_tower_alone
 from megatron_trainer.lora.parts import gets_no_adapter
 from megatron_trainer.lora.select import kind, saved_modules, targets
 from megatron_trainer.models.spec import read_model
@@ -89,6 +90,22 @@ def test_the_estimate_counts_what_trains_of_the_tower(tmp_path: Path, name: str,
         )
     assert trained_parameters(args, spec.model.vision) == trained
     assert (trained > 0) == (choice not in ("frozen", "frozen by name", "LoRA", "LoRA of the decoder by expression"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("linear_qkv", "gate_proj"), "gate_proj is a module of the vision tower alone; linear_fc1 has it in"),
+        (("linear_fc1", "gate_proj"), ""),
+        (("all-linear",), ""),
+        (("qkv",), ""),
+    ],
+)
+def test_a_name_of_hugging_face_that_only_the_tower_has_is_said(given, said):
+    kinds = dict.fromkeys(("decoder.layers.0.mlp.linear_fc1", "visual.blocks.0.mlp.gate_proj"), "linear")
+    messages = list(names_of_the_tower_alone(kinds, TrainArgs(train_type="lora", target_modules=given)))
+    assert [said in message for message in messages] == ([True] if said else [])
+    assert not list(names_of_the_tower_alone(kinds, TrainArgs(target_modules=given, freeze_llm=True)))
 
 
 def picture(vision):

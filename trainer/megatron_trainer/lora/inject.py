@@ -7,7 +7,7 @@ the same verdict, even if only one of them finds a problem.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -72,6 +72,8 @@ def add_adapters(
     saved = select.saved_modules(modules, head.modules_to_save(args))
     refuse(chunks, args, Wishes(kinds=kinds, modules=modules, adapted=chosen, saved=saved))
     _warn_of_a_language_model_without(agree.union(chosen.names | saved.names), modules, args)
+    for message in names_of_the_tower_alone(kinds, args):
+        logger.warning("%s", message)
     for _, parameter in named_parameters(chunks):
         parameter.requires_grad_(False)
     for name in sorted(chosen.names):
@@ -97,6 +99,19 @@ def _warn_of_a_language_model_without(trained: frozenset[str], modules: Mapping[
             argument,
             args.target_regex or ",".join(args.target_modules),
         )
+
+
+def names_of_the_tower_alone(kinds: Mapping[str, select.Kind], args: TrainArgs) -> Iterator[str]:
+    """A message for each of target_modules that has this name in the tower, and is fused with others in the language
+    model, which whoever lists the names of Hugging Face most likely means.
+
+    kinds: every adaptable module, with its kind.
+    """
+    for wish in () if args.freeze_llm or args.target_regex is not None else args.target_modules:
+        meant = select.HUGGING_FACE_NAMES.get(wish)
+        matches = [name for name in kinds if select.is_suffix(wish, name)]
+        if meant and matches and all(map(is_tower, matches)) and meant not in args.target_modules:
+            yield f"target_modules: {wish} is a module of the vision tower alone; {meant} has it in the language model"
 
 
 def _adapt(name: str, module: torch.nn.Module, numbers: Settings, config: TransformerConfig) -> None:
