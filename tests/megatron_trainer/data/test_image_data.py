@@ -179,6 +179,15 @@ def test_tokenized_data_takes_its_images_along(run, rows, tmp_path):
     assert [len(store[row].media) for row in range(NUM_ROWS)] == [0, 1, 2] * 3
 
 
+def test_a_saved_dataset_has_its_images_in_its_own_folder(run, tmp_path):
+    row = {"query": "<image>?", "response": "Yes.", "images": ["a.png"]}
+    for name, width in (("first", 16), ("second", 24)):
+        datasets.Dataset.from_list([row]).save_to_disk(str(tmp_path / name))
+        vision.save(tmp_path / name / "a.png", width, 16)
+    data, _ = run(dataset=(str(tmp_path / "first"), str(tmp_path / "second")))
+    assert [sample.media[0].size[1] for sample in data.train] == [16, 24]
+
+
 def test_equal_rows_in_another_folder_have_the_images_of_that_folder(run, tmp_path, monkeypatch):
     row = {"query": "<image>?", "response": "Yes.", "images": ["a.png"]}
     for name, width in (("first", 16), ("second", 24)):

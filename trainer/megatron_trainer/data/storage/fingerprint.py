@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.encoding.encode import Encoder
 from megatron_trainer.data.reading.rename import Renamed
-from megatron_trainer.data.reading.source import FileSource, Source
+from megatron_trainer.data.reading.source import FileSource, Source, TableSource
 from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.reading.unroll import Unrolled
 from megatron_trainer.data.storage.store import VERSION
@@ -95,8 +95,10 @@ def starts_of_paths(source: Source, root: str | None) -> list[str]:
         return [str(Path(root).absolute())]
     if isinstance(source, Renamed | Unpaired | Unrolled):
         return starts_of_paths(source.whole, root)
-    files = source.files if isinstance(source, FileSource) else ()
-    return [*(str(file.parent.absolute()) for file in files), str(Path.cwd())]
+    folders = [file.parent for file in source.files] if isinstance(source, FileSource) else []
+    if isinstance(source, TableSource):
+        folders.append(Path(source.name))
+    return [*(str(folder.absolute()) for folder in folders), str(Path.cwd())]
 
 
 def file_identities(source: Source) -> list[object]:

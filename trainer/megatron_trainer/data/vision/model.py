@@ -60,7 +60,8 @@ class ImageRows:
     def placed(self, conversation: Conversation, media: Media, file: str) -> Conversation:
         """The conversation with its images, measured, at their places.
 
-        file: the row's; relative paths start in its folder. Raises RowError for an image that cannot be used.
+        file: the row's, or the folder of a saved dataset; relative paths start in that folder. Raises RowError for an
+        image that cannot be used.
         """
         folders = self._folders(file)
         measured, notes = [], dict.fromkeys((*conversation.notes, *media.notes))
@@ -92,8 +93,9 @@ class ImageRows:
     def _folders(self, file: str) -> tuple[Path, ...]:
         if self.settings.root is not None:
             return (Path(self.settings.root),)
-        parent = Path(file).parent if Path(file).is_file() else None
-        return (Path.cwd(),) if parent is None else (parent, Path.cwd())
+        source = Path(file)
+        own = source if source.is_dir() else source.parent if source.is_file() else None
+        return (Path.cwd(),) if own is None else (own, Path.cwd())
 
     def _measured(self, found: Found, folders: Sequence[Path]) -> tuple[Medium, str]:
         if found.is_video:
