@@ -144,6 +144,13 @@ def test_a_row_whose_image_cannot_be_used_is_dropped_with_the_reason(model, fold
     assert rejected(model, folder, images).reason == reason
 
 
+def test_an_image_that_cannot_be_read_is_named(model, folder):
+    (folder / "damaged.png").write_bytes(b"damaged")
+    detail = rejected(model, folder, ["a.png", "damaged.png"], "<image><image>?").detail
+    assert detail.startswith(f"{folder / 'damaged.png'}: UnidentifiedImageError")
+    assert rejected(model, folder, [b"damaged"]).detail.startswith("an image of 7 bytes: ")
+
+
 def test_too_few_images_for_the_tags(model, folder):
     assert rejected(model, folder, ["a.png"], "<image><image>?").reason == "images and their places do not match"
 

@@ -63,7 +63,7 @@ class ImageReader:
 
         Raises RowError when it cannot be trained on.
         """
-        image, note = decode(files.read(source))
+        image, note = _decoded(source)
         size = image.height, image.width
         medium = Medium(sources=(source,), size=size, grid=self._grid(size))
         if self._cache is not None:
@@ -82,7 +82,7 @@ class ImageReader:
         sources = tuple(frames.sources[number] for number in numbers)
         size = None
         for source in sources:
-            image, _ = decode(files.read(source))
+            image, _ = _decoded(source)
             size = size or (image.height, image.width)
             if (image.height, image.width) != size:
                 other = f"{_shown(source)} has {image.width} x {image.height} pixels"
@@ -115,7 +115,7 @@ class ImageReader:
     def thumbnail(self, medium: Medium, longest: int) -> Image.Image:
         """A small RGB image; of a video, some of its frames in a row. Raises RowError when it cannot be read."""
         shown = medium.sources[:: -(-len(medium.sources) // MOST_FRAMES_SHOWN)]
-        images = [decode(files.read(source))[0] for source in shown]
+        images = [_decoded(source)[0] for source in shown]
         for image in images:
             image.thumbnail((longest, longest))
         strip = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
@@ -138,7 +138,7 @@ class ImageReader:
         key = "" if self._cache is None else self._key(source, medium)
         resized = self._kept(key, medium)
         if resized is None:
-            image, _ = decode(files.read(source))
+            image, _ = _decoded(source)
             if (image.height, image.width) != medium.size:
                 found, known = f"{image.width} x {image.height}", f"{medium.size[1]} x {medium.size[0]}"
                 detail = f"{_shown(source)} has {found} pixels, not {known}; set load_from_cache_file: false"
@@ -223,6 +223,15 @@ class ImageReader:
             self._used_bytes = sum(path.stat().st_size for path in found if not path.name.endswith(".part"))
             self._written = 0
         return self._used_bytes + num_bytes <= self._cache.budget_bytes
+
+
+def _decoded(source: MediumFile) -> tuple[Image.Image, str]:
+    """As decode. A row may have several images: what is wrong with one is said with its name."""
+    content = files.read(source)
+    try:
+        return decode(content)
+    except RowError as err:
+        raise RowError(err.reason, f"{_shown(source)}: {err.detail}") from err
 
 
 def _shown(source: MediumFile) -> str:
