@@ -8,12 +8,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.train.schedule import Schedule, learning_rate
+from megatron_trainjob.checkpoint_folder import checkpoints
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 from tests.support.ranks.pool import gloo_ranks
-from tests.support.ranks.tiny_run import arguments, train, train_on_late_data, write_data
+from tests.support.ranks.tiny_run import arguments, train, train_on_late_data, train_one_asked, write_data
 
 STEPS = 20
 pytestmark = pytest.mark.dist
@@ -117,6 +118,16 @@ def test_a_finished_run_started_again_changes_nothing(llama, data, tmp_path):
     again = train(given, resume="Auto", attempt=1)
     assert again.column("lm loss") == first.column("lm loss")
     assert equal(again.weights(), before)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_request_to_stop_that_reaches_one_rank_stops_all_and_none_has_finished(llama, data, tmp_path, asked):
+    """As when one node of several is drained: the pods on the others are not signaled."""
+    given = arguments(llama, data, tmp_path / "run", to_hf=True)
+    found = train_one_asked(given, ranks=2, asked=asked, stop_at=2)
+    assert [run.exit_code for run in found] == [ExitCode.PREEMPTED] * 2
+    assert [each.iteration for each in checkpoints(tmp_path / "run")] == [2]
+    assert not (tmp_path / "run" / "hf").exists()
 
 
 def test_required_resume_without_a_checkpoint_says_so(llama, data, tmp_path):

@@ -93,7 +93,7 @@ def train(
     kernels: Counter[str] = Counter()
     try:
         with _launches(kernels) if count_kernels else contextlib.nullcontext():
-            state = fit(run, state)
+            state = fit(run, state).state
         write_outputs(run, state, is_done=True)
     finally:
         note.remove()

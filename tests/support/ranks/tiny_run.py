@@ -92,6 +92,17 @@ def train(
     return gloo_ranks(ranks).run(train_rank, dict(mapping), task, stop_at, env)[0]
 
 
+def train_one_asked(mapping: Mapping[str, object], *, ranks: int, asked: int, stop_at: int) -> list[TinyRun]:
+    """What each rank left of a run of which one rank alone is asked to stop, as when one node is drained."""
+    return gloo_ranks(ranks).run(_rank_one_asked, dict(mapping), asked, stop_at)
+
+
+def _rank_one_asked(mapping: dict[str, object], asked: int, stop_at: int) -> TinyRun:
+    import torch.distributed as dist
+
+    return train_rank(mapping, "sft", stop_at if dist.get_rank() == asked else None, {})
+
+
 def run_program(mapping: Mapping[str, object], *, task: str = "sft") -> TinyRun:
     """Trains on one rank through the program's own entry, `run.main`; `output` is what it printed."""
     return gloo_ranks(1).run(main_rank, dict(mapping), task)[0]

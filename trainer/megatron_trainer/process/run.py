@@ -101,8 +101,8 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
     try:
         termination.wait_for_step()
         with garbage.controlled(run.args):
-            state = fit(run, state)
-        is_done = not termination.is_requested or state.iteration >= run.total_iterations
+            ended = fit(run, state)
+        state, is_done = ended.state, not ended.is_stopped
         outputs = write_outputs(run, state, is_done=is_done)
         phase: Phase = "finished" if is_done else "stopped"
         if run.memory is not None:

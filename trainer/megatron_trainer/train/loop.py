@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch.distributed as dist
@@ -36,8 +36,16 @@ SHARE_BEFORE_STACKS = 0.9
 """Of ddp_timeout."""
 
 
-def fit(run: Run, state: TrainState) -> TrainState:
-    """Trains from `state` to the end and returns the final state; ends earlier when asked to stop.
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """Equal on all ranks. is_stopped: it was asked to stop, of which a rank that got no signal knows only from here."""
+
+    state: TrainState
+    is_stopped: bool
+
+
+def fit(run: Run, state: TrainState) -> Ended:
+    """Trains from `state` to the end and returns the final state; ends earlier when any rank is asked to stop.
 
     A rank that stays away from a collective of a step for ddp_timeout ends the run.
 
@@ -48,7 +56,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
         return _fit(run, state)
 
 
-def _fit(run: Run, state: TrainState) -> TrainState:
+def _fit(run: Run, state: TrainState) -> Ended:
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
     saved_at = evaluated_at = state.iteration
     result: StepResult | None = None
@@ -88,7 +96,7 @@ def _fit(run: Run, state: TrainState) -> TrainState:
         _save(run, state, result)
     _finish_saving(run)
     _check_updates(run, state, is_stopped=is_stopped)
-    return state
+    return Ended(state=state, is_stopped=is_stopped)
 
 
 def _next(run: Run, batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch] | None, float]:
