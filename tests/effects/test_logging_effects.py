@@ -48,6 +48,13 @@ def test_the_norm_is_the_same_in_every_layout(train):
     assert one.column("params_norm") == pytest.approx(two.column("params_norm"), rel=1e-9)
 
 
+@effect("log_params_norm")
+def test_the_norm_is_that_of_the_updated_weights_also_where_they_are_gathered_later(train):
+    later = {"overlap_param_gather": True, "overlap_grad_reduce": True}
+    one, two = (train(log_params_norm=True, train_iters=2, lr=0.1, ranks=2, **given) for given in ({}, later))
+    assert one.column("params_norm") == pytest.approx(two.column("params_norm"), rel=1e-7)
+
+
 @effect("log_throughput")
 def test_log_throughput_adds_teraflops_per_gpu(train):
     assert len(train(log_throughput=True, train_iters=2).column("throughput")) == 2

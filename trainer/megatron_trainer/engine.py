@@ -87,6 +87,7 @@ class Engine:
 
     def params_norm(self) -> float:
         """L2 norm of all parameters of the model, each counted once whatever the layout. Collective."""
+        self.gather_parameters()
         own = sum(
             p.detach().double().square().sum() / _num_holders(p)
             for model in self.models
