@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 
-from megatron_trainjob.checkpoint_folder import FileRecord, checkpoints, damage, inspect
+from megatron_trainjob.checkpoint_folder import FileRecord, best, checkpoints, damage, inspect
 from tests.support.checkpoint import checkpoint_files
 
 
@@ -69,3 +69,9 @@ def test_iterations_are_numbers_not_words(tmp_path):
     for iteration in (9_999_999, 10_000_000):
         checkpoint_files.write(tmp_path, iteration)
     assert [found.iteration for found in checkpoints(tmp_path)] == [10_000_000, 9_999_999]
+
+
+def test_an_evaluation_that_gave_no_number_is_not_the_best(tmp_path):
+    for iteration, loss in ((5, 2.5), (10, float("inf")), (15, float("nan"))):
+        checkpoint_files.write(tmp_path, iteration, validation_loss=loss)
+    assert best(checkpoints(tmp_path)).iteration == 5

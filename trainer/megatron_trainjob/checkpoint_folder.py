@@ -63,9 +63,9 @@ class Manifest:
 
     @property
     def cost(self) -> float | None:
-        """The value that is lowest in the best checkpoint; None without an evaluation."""
+        """The value that is lowest in the best checkpoint; None without an evaluation that gave a number."""
         value = self.metric_value if self.metric else self.validation_loss
-        return None if value is None else -value if self.greater_is_better else value
+        return None if value is None or math.isnan(value) else -value if self.greater_is_better else value
 
     @property
     def size_bytes(self) -> int:
