@@ -14,7 +14,14 @@ from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 from tests.support.ranks.pool import gloo_ranks
-from tests.support.ranks.tiny_run import arguments, train, train_on_late_data, train_one_asked, write_data
+from tests.support.ranks.tiny_run import (
+    arguments,
+    train,
+    train_on_late_data,
+    train_one_asked,
+    train_with_spoiled_gradient,
+    write_data,
+)
 
 STEPS = 20
 pytestmark = pytest.mark.dist
@@ -141,7 +148,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(llama, data, 
     given |= {"optimizer": "sgd", "use_distributed_optimizer": False}
     run = train(arguments(llama, data, tmp_path / "run", **given))
     assert run.exit_code == ExitCode.LOSS_NOT_FINITE
-    assert re.match(r"step [23]: lm loss is nan; ", run.message), run.message
+    assert re.match(r"step [23]: (lm loss|grad_norm) is nan; ", run.message), run.message
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_its_weights_are_saved(llama, data, tmp_path):
+    given = arguments(llama, data, tmp_path / "run", save_interval=1)
+    run = gloo_ranks(1).run(train_with_spoiled_gradient, given, 3)[0]
+    assert (run.exit_code, run.message.partition(";")[0]) == (ExitCode.LOSS_NOT_FINITE, "step 3: grad_norm is nan")
+    assert [each.iteration for each in checkpoints(tmp_path / "run")] == [2, 1]
 
 
 def test_wrong_arguments_are_all_reported(llama, data, tmp_path):

@@ -69,6 +69,16 @@ def test_a_run_that_was_cut_off_goes_on_from_memory_bit_by_bit(llama, data, tmp_
     assert generations(memory) == {"node-0": []}, "a run that has ended gives the memory back"
 
 
+def test_a_run_that_goes_on_from_memory_and_has_no_step_left_is_saved_before_its_memory_is_given_back(
+    llama, data, tmp_path
+):
+    given, memory = interrupted(llama, data, tmp_path)
+    again = train(given | {"train_iters": 4}, memory, resume="Required", attempt=1)
+    assert (again.run.exit_code, again.run.message) == (0, "")
+    assert [(each.iteration, each.problem) for each in checkpoints(tmp_path / "run")] == [(4, None)]
+    assert generations(memory) == {"node-0": []}
+
+
 @pytest.mark.slow
 def test_steps_that_were_not_logged_yet_count_after_a_resume_from_memory(llama, data, tmp_path, undisturbed):
     """Step 5 logs the mean of steps 2 to 5, although the run goes on after step 4."""

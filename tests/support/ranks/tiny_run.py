@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,23 @@ def train_on_late_data(mapping: dict[str, object], wait_s: float) -> TinyRun:
             yield batches
 
     with mock.patch.object(Feed, "global_batches", late):
+        return train_rank(mapping, "sft", None, {})
+
+
+def train_with_spoiled_gradient(mapping: dict[str, object], step: int) -> TinyRun:
+    """`train_rank` where one number of the gradient of this step is not a number, though the loss is one."""
+    from unittest import mock
+
+    from megatron_trainer.engine import Engine
+
+    update, updates = Engine.update, count(1)
+
+    def spoiled(engine: Engine) -> Any:
+        if next(updates) == step:
+            next(p for p in engine.models[0].parameters() if p.requires_grad).main_grad.view(-1)[0] = float("nan")
+        return update(engine)
+
+    with mock.patch.object(Engine, "update", spoiled):
         return train_rank(mapping, "sft", None, {})
 
 

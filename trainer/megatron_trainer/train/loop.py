@@ -28,6 +28,7 @@ from megatron_trainer.train.run_parts import Run
 from megatron_trainer.train.schedule import learning_rate
 from megatron_trainer.train.slow_ranks import SlowRank, SlowRanks
 from megatron_trainer.train.step import StepResult, evaluate, train_step
+from megatron_trainjob.checkpoint_folder import inspect, iteration_folder
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def fit(run: Run, state: TrainState) -> Ended:
 
 def _fit(run: Run, state: TrainState) -> Ended:
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
-    saved_at = evaluated_at = state.iteration
+    saved_at, evaluated_at = _saved_iteration(run, state), state.iteration
     result: StepResult | None = None
     slow_ranks = SlowRanks()
     while state.iteration < run.total_iterations:
@@ -79,7 +80,7 @@ def _fit(run: Run, state: TrainState) -> Ended:
         run.on_step()
         before, state = state, advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
-        _check_loss(run, state, result)
+        _check_numbers(run, state, result)
         _report_step(run, state, result, rate, waited_s, slow_ranks)
         _tell(run, run.saver.poll())
         if result.stop_requested:
@@ -97,6 +98,17 @@ def _fit(run: Run, state: TrainState) -> Ended:
     _finish_saving(run)
     _check_updates(run, state, is_stopped=is_stopped)
     return Ended(state=state, is_stopped=is_stopped)
+
+
+def _saved_iteration(run: Run, state: TrainState) -> int:
+    """The iteration of this state if the save folder has it, or there is nothing to save; else -1. Collective.
+
+    A run that goes on from memory or from another folder may have no step left.
+    """
+    checkpoint = iteration_folder(run.saver.policy.save, state.iteration)
+    is_there = [state.iteration == 0 or (dist.get_rank() == 0 and inspect(checkpoint).manifest is not None)]
+    dist.broadcast_object_list(is_there, src=0)
+    return state.iteration if is_there[0] else -1
 
 
 def _next(run: Run, batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch] | None, float]:
@@ -231,14 +243,17 @@ def _tell(run: Run, saved: Saved | None) -> None:
         run.reporter.checkpoint(record)
 
 
-def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
-    """Raises for a non-finite loss, which never recovers; with fp16 the loss scaler skips the overflowing step
-    instead.
+def _check_numbers(run: Run, state: TrainState, result: StepResult) -> None:
+    """Raises for a non-finite loss or gradient, which never recovers: the weights have it, and a checkpoint would too.
+
+    With fp16 the loss scaler skips the overflowing step instead.
     """
-    loss = result.losses[run.task.losses[0]]
-    if not math.isfinite(loss) and not result.is_skipped:
+    name = run.task.losses[0]
+    found = {name: result.losses[name], "grad_norm": result.gradient_norm or 0.0}
+    wrong = next((name for name, value in found.items() if not math.isfinite(value)), None)
+    if wrong is not None and not result.is_skipped:
         _tell(run, run.saver.finish())  # the state before may be worth inspecting
-        message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or check the data of this step"
+        message = f"step {state.iteration}: {wrong} is {found[wrong]}; lower lr or check the data of this step"
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
 
 
