@@ -8,6 +8,7 @@ import json
 import pytest
 
 from megatron_trainer.state import TrainState, on_data
+from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.models import tiny_model
 from tests.support.ranks.tiny_run import QUESTIONS, arguments, train
@@ -96,6 +97,26 @@ def test_another_layout_reads_what_is_left_of_the_epoch(llama, data, tmp_path, g
     assert [len(rows) for rows in read] == [4] * 8
     assert sorted(row for rows in read[:4] for row in rows) == every
     assert sorted(row for rows in read[4:] for row in rows) == every
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stop_at", "steps"),
+    [((2, 4), 4, 10), pytest.param((4, 2), 2, 14, marks=pytest.mark.slow)],
+    ids=["larger", "smaller"],
+)
+def test_another_global_batch_size_reads_what_is_left_of_the_epochs(llama, data, tmp_path, sizes, stop_at, steps):
+    """Two epochs of 16 rows, 8 rows of them in steps of the first size: the learning rate falls over the true steps."""
+    given = {"train_iters": None, "max_epochs": 2, "enable_channel_loss": True, "min_lr": 1e-4}
+    common = arguments(llama, data, tmp_path / "run", **given)
+    first = train({**common, "global_batch_size": sizes[0]}, stop_at=stop_at, resume="Auto")
+    assert first.exit_code == ExitCode.PREEMPTED
+    run = train({**common, "global_batch_size": sizes[1]}, resume="Auto", attempt=1)
+    assert (run.exit_code, run.message) == (0, "")
+    read = [row for rows in rows_read(run) for row in rows]
+    assert {row: read.count(row) for row in read} == {f"{number:02d}": 2 for number in range(NUM_ROWS)}
+    assert run.column("global_step/max_steps")[stop_at:] == [f"{n}/{steps}" for n in range(stop_at + 1, steps + 1)]
+    schedule = Schedule(peak=1e-3, floor=1e-4, warmup_steps=0, decay_steps=steps, style="cosine")
+    assert run.column("learning_rate")[-1] == pytest.approx(learning_rate(schedule, steps - 1))
 
 
 def test_a_stream_ends_after_max_epochs_on_all_ranks_at_once_and_evaluates_and_saves(llama, data, tmp_path):

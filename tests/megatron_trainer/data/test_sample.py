@@ -185,6 +185,16 @@ def test_whole_epochs_hold_as_many_global_batches_as_the_arguments_promise(num_i
     assert len(list(reader)) // accumulation == derive.train_iters(args, num_items, ranks)
 
 
+@pytest.mark.parametrize("history", [(), (Segment(num_samples=12, micro_batch_size=2, data_parallel_size=3),)])
+@pytest.mark.parametrize("consumed", [0, 12, 24, 36, 48, 60, 72])
+def test_what_is_left_is_what_all_ranks_still_read(history, consumed):
+    place = {"num_items": 33, "consumed_samples": consumed, "history": history if consumed else (), "num_epochs": 2}
+    readers = [sampler(**place, data_parallel_rank=rank) for rank in range(2)]
+    read = sum(len(items) for reader in readers for items in reader)
+    assert [reader.num_left for reader in readers] == [read, read]
+    assert replace(readers[0], num_epochs=None).num_left is None
+
+
 @pytest.mark.parametrize(("num_items", "micro", "ranks"), [(7, 1, 2), (5, 2, 2), (9, 2, 3), (1, 1, 4), (12, 2, 3)])
 def test_a_whole_pass_reads_every_item_once_in_as_many_micro_batches_on_each_rank(num_items, micro, ranks):
     place = {"num_items": num_items, "micro_batch_size": micro, "data_parallel_size": ranks}

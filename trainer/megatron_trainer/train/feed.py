@@ -111,7 +111,7 @@ def feeds(args: TrainArgs, data: Prepared, shape: RowShape) -> tuple[Feed, Evalu
     num_workers = derive.num_workers(args)
     train = Feed(
         items=data.train,
-        sampler=_train_order(args, data, world_size),
+        sampler=train_order(args, data, world_size),
         shape=shape,
         num_micro_batches=num_micro_batches,
         num_workers=num_workers,
@@ -134,7 +134,8 @@ def feeds(args: TrainArgs, data: Prepared, shape: RowShape) -> tuple[Feed, Evalu
     return train, validation
 
 
-def _train_order(args: TrainArgs, data: Prepared, world_size: int) -> Sampler | StreamSampler:
+def train_order(args: TrainArgs, data: Prepared, world_size: int) -> Sampler | StreamSampler:
+    """The order in which this rank reads the data, from its start."""
     data_parallel_rank = parallel.coordinates().data
     data_parallel_size = derive.data_parallel_size(args, world_size)
     if data.num_items is None:

@@ -103,7 +103,7 @@ def _fit(run: Run, state: TrainState) -> Ended:
 def _saved_iteration(run: Run, state: TrainState) -> int:
     """The iteration of this state if the save folder has it, or there is nothing to save; else -1. Collective.
 
-    A run that goes on from memory or from another folder may have no step left.
+    A run that continues from memory or from another folder may have no step left.
     """
     checkpoint = iteration_folder(run.saver.policy.save, state.iteration)
     is_there = [state.iteration == 0 or (dist.get_rank() == 0 and inspect(checkpoint).manifest is not None)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_trainer.failure import InvalidInput
+from megatron_trainer.state import TrainState
 from megatron_trainjob import input_file
 from megatron_trainjob.args import resume
 from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
@@ -17,10 +18,14 @@ from megatron_trainjob.exit_codes import ExitCode
 logger = logging.getLogger(__name__)
 
 
-def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: int, *, with_optimizer: bool) -> None:
+Record = Callable[[TrainState], Mapping[str, Any]]
+"""The args.json of a run that continues after this state, on which the number of its steps depends."""
+
+
+def check(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) -> None:
     """Logs each argument that differs from the checkpoint's, and the step from which it takes effect.
 
-    record: the args.json of this run. with_optimizer: the optimizer's state is to be loaded.
+    with_optimizer: the optimizer's state is to be loaded.
 
     Raises:
         InvalidInput: an argument has changed that cannot change, or that no remaining step would use; names all, with
@@ -34,13 +39,20 @@ def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: i
             RECORD,
         )
         return
-    found = resume.changes(saved, json.loads(json.dumps(record)))
-    has_steps_left = checkpoint.iteration < total_iterations
+    after = json.loads(json.dumps(record(_before_loading(checkpoint, saved))))
+    found = resume.changes(saved, after)
+    has_steps_left = checkpoint.iteration < after["resolved"]["train_iters"]
     wrong = resume.refused(found, str(checkpoint.path), with_optimizer=with_optimizer, has_steps_left=has_steps_left)
     if wrong:
         raise InvalidInput(wrong, ExitCode.CHECKPOINT_INCOMPATIBLE)
     for change in found:
         _tell(change, checkpoint.iteration, has_steps_left=has_steps_left)
+
+
+def _before_loading(checkpoint: Checkpoint, saved: Mapping[str, Any]) -> TrainState:
+    """The state in the checkpoint as far as it is known without loading it: as if all steps had been of one size."""
+    samples = checkpoint.iteration * int(saved["arguments"].get("global_batch_size") or 0)
+    return TrainState(iteration=checkpoint.iteration, consumed_samples=samples)
 
 
 def _tell(change: resume.Change, iteration: int, *, has_steps_left: bool) -> None:

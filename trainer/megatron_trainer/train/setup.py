@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from megatron_trainer.convert.adapter import check_loadable
 from megatron_trainer.convert.initialize import initialize_tower, initialize_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape
+from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.engine import Engine
 from megatron_trainer.environment import Environment
@@ -52,7 +54,7 @@ from megatron_trainer.tasks.reference import Reference
 from megatron_trainer.termination import Termination
 from megatron_trainer.train import optim, output_folder, starting_weights
 from megatron_trainer.train.enough_data import check_first_step
-from megatron_trainer.train.feed import EvaluationFeed, feeds
+from megatron_trainer.train.feed import EvaluationFeed, feeds, train_order
 from megatron_trainer.train.preference_run import engine_and_reference, task_of
 from megatron_trainer.train.read_data import data_cache, max_length, read_data
 from megatron_trainer.train.run_parts import Pace, Run
@@ -139,8 +141,16 @@ def build(
     engine, reference, data = engine_and_reference(
         args, spec, task, backend, data, shape, data_cache(args), build=build_engine
     )
-    course = _course(args, data)
     weights = starting_weights.identities(args, task, spec.directory, save)
+
+    def record(state: TrainState) -> Mapping[str, Any]:
+        resolved = asdict(_course(args, data, state))
+        return output_folder.arguments_record(args, task, resolved, spec.config, weights)
+
+    remembered = memory.of_run(env, save, owner)
+    started = start_state(args, env, engine, backend, save, spec, record, memory=remembered)
+    course = _course(args, data, started)
+    state = on_data(started, data.identity, total_iterations=course.train_iters)
     parts = _Parts(
         accepted=accepted,
         task=task,
@@ -152,13 +162,9 @@ def build(
         course=course,
         save=save,
         owner=owner,
-        memory=memory.of_run(env, save, owner),
-        record=output_folder.arguments_record(args, task, asdict(course), spec.config, weights),
+        memory=remembered,
+        record=record(started),
     )
-    started = start_state(
-        args, env, engine, backend, save, spec, parts.record, total_iterations=course.train_iters, memory=parts.memory
-    )
-    state = on_data(started, data.identity, total_iterations=course.train_iters)
     return _run(parts, env, backend, termination, heartbeat, state), state
 
 
@@ -282,9 +288,9 @@ def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
     )
 
 
-def _course(args: TrainArgs, data: Prepared) -> _Course:
-    data_parallel_size = derive.data_parallel_size(args, dist.get_world_size())
-    total = derive.train_iters(args, data.num_items, data_parallel_size)
+def _course(args: TrainArgs, data: Prepared, state: TrainState) -> _Course:
+    """The course of a run that starts from, or continues after, this state."""
+    total = _total_iterations(args, data, state)
     schedule = _schedule(args, total)
     return _Course(
         train_iters=total,
@@ -292,6 +298,17 @@ def _course(args: TrainArgs, data: Prepared) -> _Course:
         lr_decay_iters=schedule.decay_steps,
         lr_warmup_iters=schedule.warmup_steps,
     )
+
+
+def _total_iterations(args: TrainArgs, data: Prepared, state: TrainState) -> int:
+    """As derive.train_iters; after a resume of max_epochs the steps of what earlier ones, of any size, did not read."""
+    size = derive.data_parallel_size(args, dist.get_world_size())
+    if args.max_epochs is None or data.num_items is None or state.iteration == 0:
+        return derive.train_iters(args, data.num_items, size)
+    order = train_order(args, data, dist.get_world_size())
+    assert isinstance(order, Sampler)
+    left = replace(order, consumed_samples=state.consumed_samples, history=state.history).num_left or 0
+    return min(state.iteration + left // args.global_batch_size, args.train_iters or sys.maxsize)
 
 
 def _write_settings(parts: _Parts) -> None:

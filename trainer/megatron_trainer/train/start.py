@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch.distributed as dist
 
@@ -24,6 +23,7 @@ from megatron_trainer.failure import TrainingError
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.state import TrainState
 from megatron_trainer.train import resume
+from megatron_trainer.train.resume import Record
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.checkpoint_folder import Checkpoint, checkpoints
 from megatron_trainjob.exit_codes import ExitCode
@@ -38,15 +38,13 @@ def start_state(
     backend: Backend,
     save: Path,
     spec: ModelSpec,
-    record: Mapping[str, Any],
+    record: Record,
     *,
-    total_iterations: int,
     memory: Memory | None = None,
 ) -> TrainState:
     """Loads the checkpoint that this run resumes from, if any, into the engine; returns the state. Collective.
 
-    memory: may hold a newer one than the save folder. record: the args.json of this run, to compare with the
-    checkpoint's. total_iterations: steps of the whole run.
+    memory: may hold a newer one than the save folder. record: to compare with the checkpoint's.
     """
     policy = checkpoint_load.LoadPolicy(
         layout=parallel.layout(),
@@ -56,7 +54,7 @@ def start_state(
     if env.resume != "Never":
         remembered, own = _newest(memory, save, policy)
         if remembered is not None:
-            resume.check(remembered.checkpoint, record, total_iterations, with_optimizer=policy.with_optimizer)
+            resume.check(remembered.checkpoint, record, with_optimizer=policy.with_optimizer)
             _load_base_of_adapters(args, engine, save)
             state = _resumed_from_memory(engine, remembered, backend, policy)
             if state is not None:
@@ -64,7 +62,7 @@ def start_state(
             own = checkpoint_load.find(save)
         if own is not None:
             logger.info("resuming job=%s from=%s", env.job_name, own.path)
-            resume.check(own, record, total_iterations, with_optimizer=policy.with_optimizer)
+            resume.check(own, record, with_optimizer=policy.with_optimizer)
             _load_base_of_adapters(args, engine, save)
             return checkpoint_load.resume(engine, own, backend, policy)
         if env.resume == "Required":
@@ -73,7 +71,7 @@ def start_state(
         if args.finetune or (part == "base" and args.train_type != "full"):
             checkpoint_load.weights(engine, found, part)
         else:
-            resume.check(found, record, total_iterations, with_optimizer=policy.with_optimizer)
+            resume.check(found, record, with_optimizer=policy.with_optimizer)
             return checkpoint_load.resume(engine, found, backend, policy)
     if args.adapter_load and holds_adapter(Path(args.adapter_load)):
         load_adapter(engine.models, spec, args, Path(args.adapter_load))

@@ -107,6 +107,15 @@ class Sampler:
         """Number of complete epochs at consumed_samples."""
         return self._place().epoch
 
+    @property
+    def num_left(self) -> int | None:
+        """Items between consumed_samples and the end of num_epochs, over all ranks; None without an end."""
+        if self.num_epochs is None:
+            return None
+        place, step = self._place(), self.items_per_step
+        of_this_epoch = len(place.left) // step * step - place.offset
+        return max(0, of_this_epoch + (self.num_epochs - place.epoch - 1) * self.items_per_epoch)
+
     def _place(self) -> _Place:
         """The position of the run at consumed_samples."""
         place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
