@@ -17,6 +17,7 @@ from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import (
     arguments,
     train,
+    train_counting_batches,
     train_on_late_data,
     train_one_asked,
     train_with_spoiled_gradient,
@@ -164,6 +165,12 @@ def test_wrong_arguments_are_all_reported(llama, data, tmp_path):
     assert all(
         name in run.message for name in ("spec.args.lr:", "spec.args.leraning_rate:", "spec.args.save_interval:")
     )
+
+
+def test_an_evaluation_holds_no_more_than_two_global_batches_at_once(llama, data, tmp_path):
+    """All micro-batches of a long validation set, with their images, would fill a GPU."""
+    given = {"train_iters": 1, "global_batch_size": 2, "val_dataset": [str(data)]}
+    assert gloo_ranks(1).run(train_counting_batches, arguments(llama, data, tmp_path / "run", **given))[0] <= 4
 
 
 def test_the_wait_for_data_counts_in_the_rates(llama, data, tmp_path):

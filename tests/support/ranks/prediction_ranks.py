@@ -93,7 +93,7 @@ def differences(
     """One step of these micro-batches beside the means of its losses and all gradients. stored: the loaded weights."""
     from megatron_trainer import backend as backends
     from megatron_trainer.pipeline import run_schedule
-    from megatron_trainer.train.step import _reduce
+    from megatron_trainer.train.step import _counts, _reduce
     from tests.support.ranks.parity import gathered
 
     exported = gathered(engine.models, spec)
@@ -101,7 +101,8 @@ def differences(
     for chunk in engine.chunks:
         chunk.zero_grad_buffer()
     metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
-    logged = _reduce(task, metrics, batches, backends.select(), stop_requested=False).losses
+    counts = _counts(batches, backends.select())
+    logged = _reduce(task, metrics, counts, backends.select(), stop_requested=False).losses
     ours = gathered(engine.models, spec, read=lambda parameter: getattr(parameter, "main_grad", None))
     errors = {name: _relative(ours[name], gradients[name]) for name in ours.keys() & gradients.keys()}
     worst = max(errors, key=errors.__getitem__)

@@ -70,7 +70,7 @@ def _step(args: Any, spec: Any, batches: Any) -> Step:
     from megatron_trainer.pipeline import run_schedule
     from megatron_trainer.tasks import TASKS
     from megatron_trainer.train import setup
-    from megatron_trainer.train.step import _reduce
+    from megatron_trainer.train.step import _counts, _reduce
 
     engine = setup.build_engine(args, spec, backends.select())
     task = TASKS["sft"](args, spec)
@@ -82,7 +82,8 @@ def _step(args: Any, spec: Any, batches: Any) -> Step:
     metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
     for hook in hooks:
         hook.remove()
-    sums = _reduce(task, metrics, batches, backends.select(), stop_requested=False)
+    counts = _counts(batches, backends.select())
+    sums = _reduce(task, metrics, counts, backends.select(), stop_requested=False)
     gradients = {
         f"{number}.{name}": parameter.main_grad.clone()
         for number, model in enumerate(engine.models)

@@ -186,6 +186,30 @@ def train_with_spoiled_gradient(mapping: dict[str, object], step: int) -> TinyRu
         return train_rank(mapping, "sft", None, {})
 
 
+def train_counting_batches(mapping: dict[str, object]) -> int:
+    """The largest number of micro-batches of an evaluation that were there at once."""
+    import gc
+    import weakref
+    from unittest import mock
+
+    from megatron_trainer.train.feed import EvaluationFeed
+
+    in_order, most = EvaluationFeed.global_batches, 0
+
+    def counted(self: Any, *given: Any) -> Any:
+        nonlocal most
+        made: list[weakref.ref[Any]] = []
+        for batches in in_order(self, *given):
+            made.extend(map(weakref.ref, batches))
+            gc.collect()
+            most = max(most, sum(one() is not None for one in made))
+            yield batches
+
+    with mock.patch.object(EvaluationFeed, "global_batches", counted):
+        train_rank(mapping, "sft", None, {})
+    return most
+
+
 def read_run(folder: Path, *, exit_code: int = 0, message: str = "") -> TinyRun:
     """Reads what a run left in its folder; an empty log when it never got so far."""
     path = folder / "logging.jsonl"

@@ -67,15 +67,15 @@ def train_step(
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.update()
     of_routers = router_losses.take(engine.config, backend.device)
+    window = 0 if engine.config.window_size is None else engine.config.window_size[0] + 1
     sums = _reduce(
         task,
         metrics,
-        batches,
+        _counts(batches, backend, window=window),
         backend,
         stop_requested=stop_requested,
         own_s=own.seconds(),
         further=of_routers,
-        window=0 if engine.config.window_size is None else engine.config.window_size[0] + 1,
     )
     channel_losses = _channel_losses(task, metrics)
     backend.synchronize()
@@ -130,17 +130,17 @@ def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]],
     for chunk in engine.chunks:
         chunk.eval()
     all_metrics: list[Mapping[str, torch.Tensor]] = []
-    all_batches: list[MicroBatch] = []
+    counts = _counts((), backend)  # of micro-batches that are not kept: with their images they would fill a GPU
     with torch.no_grad():
         for number, batches in enumerate(rounds, start=1):
             prepared = task.prepare(batches)
             all_metrics.extend(run_schedule(engine.chunks, task.forward_step, prepared, is_training=False))
-            all_batches.extend(batches)
+            counts += _counts(batches, backend)
             if number % MEET_EVERY == 0:
                 parallel.is_true_everywhere(condition=True, backend=backend)
     for chunk in engine.chunks:
         chunk.train()
-    sums = _reduce(task, all_metrics, all_batches, backend, stop_requested=False)
+    sums = _reduce(task, all_metrics, counts, backend, stop_requested=False)
     channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
     return Evaluation(losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens)
 
@@ -163,18 +163,17 @@ class _Sums:
 def _reduce(
     task: Task,
     metrics: Sequence[Mapping[str, torch.Tensor]],
-    batches: Sequence[MicroBatch],
+    counts: torch.Tensor,
     backend: Backend,
     *,
     stop_requested: bool,
     own_s: float = 0.0,
     further: torch.Tensor | None = None,
-    window: int = 0,
 ) -> _Sums:
     """Sums over the ranks, in one collective and one copy to the host, for which alone a step waits after its update.
 
-    Of ranks with the same values one contributes; context-parallel ranks hold different tokens. own_s: of this rank.
-    further: numbers of which every rank contributes its own, float64. window: of sliding attention, 0 without.
+    Of ranks with the same values one contributes; context-parallel ranks hold different tokens. counts: of `_counts`.
+    own_s: of this rank. further: numbers of which every rank contributes its own, float64.
     """
     names = task.losses
     num_sums, num_ranks = 2 * len(names) + 6, dist.get_world_size()
@@ -186,11 +185,7 @@ def _reduce(
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
         if parallel_state.get_context_parallel_rank() == 0:
-            totals[-6] = sum(batch.num_targets for batch in batches)
-            totals[-5] = sum(batch.num_near_pairs(window) for batch in batches) if window else 0
-            totals[-4] = sum(batch.num_patches for batch in batches)
-            totals[-3] = sum(batch.num_tokens for batch in batches)
-            totals[-2] = sum(batch.num_pairs for batch in batches)
+            totals[-6:-1] = counts
     totals[-1] = float(stop_requested)
     if further is not None:
         everything[num_sums + num_ranks :] = further
@@ -210,6 +205,20 @@ def _reduce(
         own_seconds=own_seconds,
         further=tuple(found[num_sums + num_ranks :]),
     )
+
+
+def _counts(batches: Sequence[MicroBatch], backend: Backend, *, window: int = 0) -> torch.Tensor:
+    """Targets, pairs within the window, patches, tokens and pairs of whole micro-batches, float64 [5].
+
+    window: of sliding attention, 0 without.
+    """
+    counts = torch.zeros(5, dtype=torch.float64, device=backend.device)
+    counts[0] = sum(batch.num_targets for batch in batches)
+    counts[1] = sum(batch.num_near_pairs(window) for batch in batches) if window else 0
+    counts[2] = sum(batch.num_patches for batch in batches)
+    counts[3] = sum(batch.num_tokens for batch in batches)
+    counts[4] = sum(batch.num_pairs for batch in batches)
+    return counts
 
 
 def _contributes() -> bool:
