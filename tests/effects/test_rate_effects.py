@@ -1,6 +1,7 @@
 """Effects of the groups learning_rate, regularization and evaluation on real tiny runs."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -55,6 +56,16 @@ def test_a_late_decay_has_its_own_length_and_shape(train):
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
     other = train(**late, lr_wsd_decay_style="minus_sqrt").column("learning_rate")
     assert other[3] == pytest.approx((1 - math.sqrt(0.5)) * 1e-3)
+
+
+@pytest.mark.parametrize(
+    "given", [{"lr_warmup_iters": 5}, {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 5}], ids=["warmup", "late decay"]
+)
+def test_a_schedule_that_does_not_fit_is_refused_also_where_the_data_decides_on_the_length(train, given):
+    """18 rows make four steps, which is known once they are read."""
+    run = train(train_iters=None, max_epochs=1, global_batch_size=4, **given)
+    assert run.exit_code == ExitCode.BAD_ARGUMENTS
+    assert re.match(rf"spec.args.{list(given)[-1]}: .* use at most [34] \(got 5\)", run.message), run.message
 
 
 @effect("lr_decay_iters")

@@ -801,6 +801,16 @@ CASES = [
         bad={"lr_warmup_iters": 9, "lr_decay_iters": 5, "train_iters": 10},
     ),
     Case(
+        rule="the_late_decay_begins_after_the_warmup",
+        good={"lr_decay_style": "WSD", "lr_wsd_decay_iters": 3, "lr_warmup_fraction": 0.7, "train_iters": 10},
+        bad={"lr_decay_style": "WSD", "lr_wsd_decay_iters": 4, "lr_warmup_fraction": 0.7, "train_iters": 10},
+    ),
+    Case(
+        rule="the_late_decay_begins_after_the_warmup",
+        good={"lr_decay_style": "WSD", "lr_wsd_decay_iters": 11, "max_epochs": 1},
+        bad={"lr_decay_style": "WSD", "lr_wsd_decay_iters": 6, "lr_decay_iters": 5, "train_iters": 10},
+    ),
+    Case(
         rule="the_warmup_leaves_something_to_decay",
         good={"lr_warmup_fraction": 0.99},
         bad={"lr_warmup_fraction": 1.0},

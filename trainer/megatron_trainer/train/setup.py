@@ -150,6 +150,7 @@ def build(
     remembered = memory.of_run(env, save, owner)
     started = start_state(args, env, engine, backend, save, spec, record, memory=remembered)
     course = _course(args, data, started)
+    _check_course(accepted, task, course)
     state = on_data(started, data.identity, total_iterations=course.train_iters)
     parts = _Parts(
         accepted=accepted,
@@ -263,6 +264,14 @@ def _check(accepted: Accepted, task: TrainingTask, spec: ModelSpec, backend: Bac
     if backend.layer_impl == "transformer_engine":
         is_float32 = training_dtype(args, spec.config) == torch.float32
         violations += status.by_transformer_engine(args, is_float32=is_float32)
+    if violations:
+        raise InvalidInput(violations)
+
+
+def _check_course(accepted: Accepted, task: TrainingTask, course: _Course) -> None:
+    """The rules that need the length of the run, which max_epochs leaves to the data; all violations at once."""
+    known = replace(accepted.args, train_iters=course.train_iters)
+    violations = violation.errors(rules.check(known, accepted.given, task=task))
     if violations:
         raise InvalidInput(violations)
 

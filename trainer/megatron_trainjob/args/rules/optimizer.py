@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.field import EVERY_TASK
 from megatron_trainjob.args.rules.condition import above, changed, is_, is_set, one_of
@@ -70,6 +72,23 @@ def the_warmup_leaves_something_to_decay(facts: Facts) -> str:
     return "must be less than 1, or the learning rate never leaves its warmup"
 
 
+@rule(
+    *("lr_wsd_decay_iters", "lr_decay_style", "lr_warmup_iters", "lr_warmup_fraction", "lr_decay_iters", "train_iters")
+)
+def the_late_decay_begins_after_the_warmup(facts: Facts) -> str:
+    """lr_wsd_decay_iters fits between warmup and end, if known: else the rate would jump to a point of the decay."""
+    args = facts.args
+    decay, late = args.lr_decay_iters or args.train_iters, args.lr_wsd_decay_iters
+    if decay is None or late is None or args.lr_decay_style != "WSD":
+        return ""
+    fraction = args.lr_warmup_fraction
+    warmup = args.lr_warmup_iters if fraction is None else round(fraction * decay, 6)
+    if late <= decay - warmup:
+        return ""
+    most = math.floor(decay - warmup)
+    return f"does not fit between a warmup of {warmup:g} steps and the end after {decay}; use at most {most}"
+
+
 @rule("decoupled_lr", "train_type", "modules_to_save", "task_type", "rlhf_type", severity="warning")
 def the_other_rate_has_something_to_train(facts: Facts) -> str:
     """LoRA trains embedding and output layer only where modules_to_save names one; a head of scores is neither."""
@@ -110,6 +129,7 @@ RULES = (
     the_other_learning_rate_falls,
     the_warmup_is_shorter_than_the_decay,
     the_warmup_leaves_something_to_decay,
+    the_late_decay_begins_after_the_warmup,
     needs(
         "sgd_state_is_not_sharded",
         is_("optimizer", "sgd"),
