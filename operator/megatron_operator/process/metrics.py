@@ -22,6 +22,7 @@ Object = Mapping[str, Any]
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW_S = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 RESTART_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+RESTART_REASONS = (names.POD_FAILED, names.PREEMPTED, names.NODE_LOST, names.HUNG, names.NOT_STARTED_IN_PLACE)
 RESTART_PHASES = ("detected", "decided", "ranksStarted", "processGroup", "loaded", "firstStep")
 """Times of status.lastRestart, in order; each phase but the first lasts from the one before it."""
 
@@ -31,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._namespaces: set[str] = set()
         self.created = self._counter("megatron_jobs_created", "Jobs seen for the first time.", "namespace")
         self.finished = self._counter("megatron_jobs_finished", "Jobs that ended.", "namespace", "result", "reason")
         self.restarts = self._counter("megatron_job_restarts", "Restarts of a job's whole gang.", "namespace", "reason")
@@ -98,16 +100,23 @@ class Metrics:
 
     def on_status(self, namespace: str, created_at: float, old: Object, new: Object, now: float) -> None:
         """Counts the job's lifecycle transitions in a status write. Times are seconds since the epoch."""
+        self._start_counting(namespace)
         if not old:
             self.created.labels(namespace).inc()
         if _restarts(new) > _restarts(old):
-            self.restarts.labels(namespace, _reason(new, names.RESTARTING)).inc()
+            self.restarts.labels(namespace, _restart_reason(new)).inc()
         if _is_true(new, names.RUNNING) and not _is_true(old, names.RUNNING) and not _restarts(new):
             self.start_s.observe(max(0.0, now - created_at))
         self._on_last_restart(old.get("lastRestart") or {}, new.get("lastRestart") or {})
         for result in (names.SUCCEEDED, names.FAILED):
             if _is_true(new, result) and not _is_true(old, result):
                 self.finished.labels(namespace, result, _reason(new, result)).inc()
+
+    def _start_counting(self, namespace: str) -> None:
+        """Shows restarts from 0 on: of a series that begins with 1, increase() does not see the first one."""
+        for reason in RESTART_REASONS if namespace not in self._namespaces else ():
+            self.restarts.labels(namespace, reason)
+        self._namespaces.add(namespace)
 
     def _on_last_restart(self, old: Object, new: Object) -> None:
         """Observes the phases once all of them are known."""
@@ -186,6 +195,11 @@ def _is_true(status: Object, type_: str) -> bool:
 
 def _reason(status: Object, type_: str) -> str:
     return str(_condition(status, type_).get("reason", ""))
+
+
+def _restart_reason(status: Object) -> str:
+    """Why the gang restarted. Of a restart in place condition Restarting is False, and says only that."""
+    return str((status.get("lastRestart") or {}).get("reason") or _reason(status, names.RESTARTING))
 
 
 def _restarts(status: Object) -> int:

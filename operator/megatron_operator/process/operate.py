@@ -294,6 +294,9 @@ def _queue_age(operator: Operator) -> float:
 
 
 def _gauges(operator: Operator) -> Iterator[GaugeMetricFamily]:
+    """Of the leader alone: its followers know the same jobs, which a sum would count again, and work off no queue."""
+    if not _leads(operator):
+        return
     yield job_gauges(operator.jobs.statuses())
     yield slow_rank_gauge(operator.jobs.statuses())
     if operator.settings.per_job_metrics:
