@@ -44,7 +44,7 @@ def test_verified_checkpoints_say_so(tmp_path, capsys):
 
 def test_a_folder_without_checkpoints_is_an_error(tmp_path, capsys):
     assert run(capsys, tmp_path) == (1, f"no checkpoints (iter_ folders) in {tmp_path}\n")
-    assert run(capsys, tmp_path / "gone") == (1, f"there is no folder {tmp_path / 'gone'}\n")
+    assert run(capsys, tmp_path / "gone") == (1, f"no such folder: {tmp_path / 'gone'}\n")
     assert run(capsys, tmp_path / "iter_0000001")[0] == 1
 
 

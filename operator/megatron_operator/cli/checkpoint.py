@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.folder
     found = (inspect(folder),) if NAME.fullmatch(folder.name) and folder.is_dir() else checkpoints(folder)
     if not found:
-        missing = "no checkpoints (iter_ folders) in" if folder.is_dir() else "there is no folder"
+        missing = "no checkpoints (iter_ folders) in" if folder.is_dir() else "no such folder:"
         error.print(f"{missing} {escape(str(folder))}")
         return FAILED
     if arguments.verify:
