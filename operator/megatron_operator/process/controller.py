@@ -218,10 +218,10 @@ class Controller:
             await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
         except Predecessor as error:
             if clock.now() - self._failing_since.setdefault(key, now) >= LASTING_S:
-                self._problems[key] = ("NameTaken", str(error))
+                self._problems[key] = (names.NAME_TAKEN, str(error))
             raise
         except ForeignObject as error:
-            self._problems[key] = ("NameTaken", str(error))
+            self._problems[key] = (names.NAME_TAKEN, str(error))
             raise
         except ApiError as error:
             self._on_refusal(key, error, now)
@@ -278,7 +278,7 @@ class Controller:
         elif isinstance(error, InvalidObject):
             self._problems[key] = (names.INVALID_OBJECT, error.message)
         elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:
-            self._problems[key] = (error.reason or "Refused", error.message)
+            self._problems[key] = (error.reason or names.REFUSED, error.message)
 
     def _shown_within_s(self, key: Key) -> float | None:
         """Seconds until a persistent error is shown on the job; None when it is shown already or never will be."""
