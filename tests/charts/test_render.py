@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,17 @@ def test_the_crd_is_kept_on_uninstall_unless_set_otherwise():
     (dropped,) = of_kind(render(crds__keep=False), "CustomResourceDefinition")
     assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert "helm.sh/resource-policy" not in dropped["metadata"].get("annotations", {})
+
+
+def test_the_notes_and_the_page_name_all_that_an_uninstall_leaves():
+    kept = [each for each in render() if "helm.sh/resource-policy" in each["metadata"].get("annotations", {})]
+    assert len(kept) == 5
+    notes = (helm_chart.CHART / "templates" / "NOTES.txt").read_text()
+    page = (helm_chart.CHART.parents[1] / "docs" / "operator.md").read_text()
+    for each in kept:
+        assert f"[{each['kind']}] {each['metadata']['name']}\n" in page
+        assert each["kind"].lower() in notes.replace("delete crd", "customresourcedefinition")
+        assert re.search(rf"\s{each['metadata']['name']}\s", notes)
 
 
 def test_the_charts_crd_and_the_kustomize_base_are_the_generated_ones():
