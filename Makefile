@@ -45,7 +45,7 @@ demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/train
 	@$(BIN)/python examples/quickstart/show_result.py --data $(DEMO)
 
 check: lint type  ## what to run before every commit: lint, types, and the tests that start no ranks (of the trainer too, where torch is)
-	$(BIN)/pytest -q -m "not gpu and not slow and not cluster and not node and not dist" tests/test_english.py tests/test_imports.py \
+	$(BIN)/pytest -q -m "not gpu and not slow and not cluster and not node and not dist" tests/test_english.py tests/test_docs.py tests/test_imports.py \
 	  tests/megatron_trainjob tests/megatron_operator tests/charts $(if $(TRAINER),tests/megatron_trainer/data tests/megatron_trainer/losses \
 	  tests/megatron_trainer/report tests/megatron_trainer/megatron)
 	@$(if $(TRAINER),,$(NO_TRAINER))
