@@ -94,3 +94,9 @@ def test_the_pages_show_most_commands() -> None:
     shown = {word for page in PAGES for word in re.findall(r"\bmtj ([a-z][a-z-]+)", page.read_text())}
     assert len(shown & set(options())) >= 11
     assert len(PAGES) > 60
+
+
+def test_the_readme_claims_no_more_than_the_numbers_show() -> None:
+    (claimed,) = re.findall(r"equal transformers' to ([\de.-]+) in every layout", (ROOT / "README.md").read_text())
+    (measured,) = re.findall(r"Largest difference of all: ([\de.-]+);", (ROOT / "docs" / "numerics.md").read_text())
+    assert float(claimed) >= float(measured)
