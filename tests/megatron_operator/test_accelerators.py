@@ -8,6 +8,8 @@ from tests.support.operator.job_values import job
 
 NONE_KNOWN = {"limits": {"cpu": 8}}
 
+LOCKING = {"resource": "rdma/ib", "ipcLock": True}
+
 
 @pytest.mark.parametrize(
     ("resources", "count"),
@@ -64,6 +66,7 @@ ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters"
             "spec.checkpoint.pvc.template.spec.accessModes",
             "lets one pod mount",
         ),
+        ({"network": {"rdma": LOCKING}}, "spec.network.rdma.ipcLock", "runAsUser: 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -88,3 +91,16 @@ def test_what_cannot_be_counted_or_mounted_is_a_warning(spec, path, words):
 )
 def test_what_is_well_said_warns_of_nothing(spec):
     assert job(spec).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {"securityContext": {"runAsUser": 0, "runAsNonRoot": False}},
+        {"containers": [{"name": "trainer", "securityContext": {"runAsUser": 0, "runAsNonRoot": False}}]},
+    ],
+    ids=["pod", "container"],
+)
+def test_root_may_lock_memory(pod):
+    warned = job({"network": {"rdma": LOCKING}, "podTemplate": {"spec": pod}}).warnings
+    assert [each.path for each in warned] == ["spec.network"]  # about PodSecurity

@@ -116,7 +116,11 @@ class Rdma:
     resource: str = declared("resource", text("Name of the extended resource, for example rdma/ib."))
     count: int = declared("count", integer("Devices per pod.", ge=1, le=64, default=1))
     ipc_lock: bool = declared(
-        "ipcLock", boolean("Adds the capability IPC_LOCK, which PodSecurity baseline forbids.", default=False)
+        "ipcLock",
+        boolean(
+            "Adds the capability IPC_LOCK, which PodSecurity baseline forbids and only root (podTemplate) can use.",
+            default=False,
+        ),
     )
 
 

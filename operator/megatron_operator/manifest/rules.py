@@ -61,6 +61,20 @@ def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
     if spec["network"]["hostNetwork"] or (spec["network"].get("rdma") or {}).get("ipcLock"):
         message = "needs a namespace with PodSecurity privileged for hostNetwork or ipcLock"
         yield _warning("spec.network", None, message)
+    if (spec["network"].get("rdma") or {}).get("ipcLock") and not _runs_as_root(spec):
+        message = (
+            "has no effect on a user other than root, who loses added capabilities when the program starts; set "
+            "podTemplate.spec.securityContext to {runAsUser: 0, runAsNonRoot: false}, or leave it out where the nodes "
+            "do not limit locked memory (LimitMEMLOCK of the container runtime)"
+        )
+        yield _warning("spec.network.rdma.ipcLock", value=True, message=message)
+
+
+def _runs_as_root(spec: Object) -> bool:
+    """Whether the pod template says so, for the pod or for the trainer's container."""
+    pod = _mapping(_mapping(spec.get("podTemplate")).get("spec"))
+    owners = [pod, *(container for _, container in _trainers(spec, "podTemplate"))]
+    return any(_mapping(owner.get("securityContext")).get("runAsUser") == 0 for owner in owners)
 
 
 def _warning(path: str, value: object, message: str) -> Violation:
