@@ -36,6 +36,7 @@ OF_THE_QUEUE = "their counterparts are scheduling, runPolicy.activeDeadlineSecon
 OF_THE_LAST = "the command gives it again behind; the last one counts"
 STRAY = "the shell takes it for a program; a comment or a blank behind a backslash ended the command"
 NO_COUNTERPART = "it neither trains nor exports; there is nothing like it here"
+NOT_HERE = "this script does not lie there; pass it by itself if it trains"
 NOT_TAKEN = "it is in a branch that the script's own values do not take"
 NO_PODS = Pods()
 NO_FILES: Mapping[str, str] = {}
@@ -132,6 +133,7 @@ def _of_script(
                 for each in launch.others(script.commands)
             ),
             *(f"not translated: {each}; {STRAY}" for each in launch.stray(script.commands)),
+            *(f"not translated: {each}; {NOT_HERE}" for each in launch.missing_scripts(script.commands)),
             *(f"not translated: {each}; {NOT_TAKEN}" for each in not_taken),
         ),
         header=tuple(option for option in script.header if not launchers.options_of(option.split()).keys() & {*used}),

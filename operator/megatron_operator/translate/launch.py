@@ -10,7 +10,7 @@ from pathlib import PurePath
 from megatron_operator.translate import launchers
 from megatron_operator.translate.hosts import Files, no_file
 from megatron_operator.translate.launchers import FILES, OF_NODES, SWITCHES, TORCH_LAUNCHERS, Ranks, number
-from megatron_operator.translate.programs import WRAPPERS, cleared, is_reader, passed_on, starts
+from megatron_operator.translate.programs import SCRIPTS, WRAPPERS, cleared, is_reader, passed_on, starts
 from megatron_operator.translate.shell.state import Invocation
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
@@ -105,6 +105,11 @@ def _sizes_of(option: str, launch: Launch) -> tuple[int | None, ...]:
 def unread(commands: Iterable[Invocation]) -> list[str]:
     """The commands that name a training behind an unknown program, verbatim."""
     return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]
+
+
+def missing_scripts(commands: Iterable[Invocation]) -> list[str]:
+    """The scripts that these commands start and that do not lie where they are named: `srun /shared/train.sh`."""
+    return [word for each in commands for index in starts(each.words) if (word := each.words[index]).endswith(SCRIPTS)]
 
 
 def others(commands: Iterable[Invocation]) -> list[str]:

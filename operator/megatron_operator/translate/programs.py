@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
 SHELLS = ("bash", "sh", "zsh", "dash")
+SCRIPTS = (".sh", ".slurm", ".sbatch", ".bash")
 WRAPPERS = ("nohup", "exec", "time", "env", "sudo")
 RUNNERS = frozenset(
     (*SHELLS, *WRAPPERS)

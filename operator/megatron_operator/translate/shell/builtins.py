@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tree_sitter import Node
 
-from megatron_operator.translate.programs import SHELLS, program
+from megatron_operator.translate.programs import SCRIPTS, SHELLS, program, starts
 from megatron_operator.translate.shell.arithmetic import assigned
 from megatron_operator.translate.shell.filters import formatted
 from megatron_operator.translate.shell.loops import fields
@@ -17,21 +17,24 @@ from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.words import expanded, is_evaluated, source
 
 MAX_FILE_BYTES = 1_000_000
-SCRIPTS = (".sh", ".slurm", ".sbatch", ".bash")
+RUN_FILES = (*SHELLS, "sbatch", "qsub", "bsub")
 PROFILES = re.compile(r"(activate|\.bashrc|conda\.sh|\.profile|setvars\.sh)$|^/etc/")
 """Files that set up a machine, and nothing of a training."""
 
 
 def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str], list[str]] | None:
-    """(text, arguments, words in front) of `bash train.sh a b`, `sbatch -N 2 train.sh` or `./train.sh`, where the file
-    is there."""
-    starts_others = program(given[0]) in (*SHELLS, "sbatch", "qsub", "bsub")
-    names = range(1, len(given)) if starts_others else range(1)
-    place = next((index for index in names if given[index].endswith(SCRIPTS)), None)
-    if place is None or "-c" in given[:place]:
-        return None
-    text = read_file(reader, given[place])
-    return None if text is None else (text, list(given[place + 1 :]), list(given[:place] or given[:1]))
+    """(text, arguments, words in front) of `bash train.sh a b`, `srun -N 2 ./train.sh` or `nohup bash train.sh`, where
+    the file is there."""
+    for start in starts(given):
+        takes_file = program(given[start]) in RUN_FILES
+        places = range(start + 1, len(given)) if takes_file else range(start, start + 1)
+        place = next((index for index in places if given[index].endswith(SCRIPTS)), None)
+        if place is None or "-c" in given[:place]:
+            continue
+        text = read_file(reader, given[place])
+        if text is not None:
+            return text, list(given[place + 1 :]), list(given[:place] or given[:1])
+    return None
 
 
 def read_file(reader: Reader, name: str) -> str | None:

@@ -258,7 +258,7 @@ def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -
     elif given[0] in BUILTINS:
         _builtin(reader, node, own, given)
     elif (file := script_file(reader, given)) is not None:
-        _nested(reader, file[0], file[2], own, file[1])
+        _nested(reader, file[0], file[2], {**own, **passed_on(file[2])}, file[1])
     else:
         before, inner = script_in(given)
         is_eval = given[0] == "eval"
