@@ -135,8 +135,8 @@ def test_nothing_is_started_for_a_wrong_manifest(name, here, capsys):
     [
         ("spec: {a: 1", "line 1: expected ',' or '}', but got '<stream end>'; correct the YAML"),
         ("a: 1\na: 2\n", "line 2: key 'a' is written twice, here and in line 1; keep one\""),
-        ("", "must contain exactly one MegatronTrainJob"),
-        ("kind: MegatronTrainJob\n---\nkind: MegatronTrainJob\n", "split the file"),
+        ("", "must contain a MegatronTrainJob"),
+        ("kind: MegatronTrainJob\n---\nkind: MegatronTrainJob\n", "another job of this file has this name"),
     ],
     ids=["broken", "a key twice", "empty", "two jobs"],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -86,14 +86,17 @@ def run(arguments: argparse.Namespace) -> int:
     _tell(source.name, source.remarks)
     if not source.launches:
         return _refuse(arguments.source, NOTHING)
-    texts = []
+    found_all: list[Written] = []
     for found in source.launches:
-        written, problems = translated(source, found, version=arguments.from_version, name=arguments.name)
+        taken = {each.manifest["metadata"]["name"] for each in found_all if each.manifest}
+        written, problems = translated(source, found, version=arguments.from_version, name=arguments.name, taken=taken)
         if problems:
             show_violations(arguments.source, [_shown(each) for each in problems])
             return INVALID
         _tell(source.name, written.notes)
-        texts.append(written.text)
+        found_all.append(written)
+    has_jobs = any(each.manifest for each in found_all)
+    texts = [write.as_comments(each.text) if has_jobs and not each.manifest else each.text for each in found_all]
     sys.stdout.write("---\n".join(texts))
     return OK
 
@@ -144,9 +147,14 @@ def _of_script(
 
 
 def translated(
-    source: Source, found: Launch, *, version: Version | None = None, name: str | None = None
+    source: Source,
+    found: Launch,
+    *,
+    version: Version | None = None,
+    name: str | None = None,
+    taken: Collection[str] = frozenset(),
 ) -> tuple[Written, tuple[Violation, ...]]:
-    """(the manifest of one command of the source, its words that cannot be parsed)."""
+    """(the manifest of one command of the source, its words that cannot be parsed). taken: names of other jobs."""
     words, is_cut = launch.without_own_arguments(list(found.words))
     if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
         words = ["--config", *words]
@@ -165,7 +173,7 @@ def translated(
     if found.task == "export":
         return write.export(found, carried), tuple(problems)
     title = name or source.name or _title(carried.arguments) or found.task
-    return write.job(found, carried, source.pods, name=title), tuple(problems)
+    return write.job(found, carried, source.pods, name=title, taken=taken), tuple(problems)
 
 
 def _values(source: Source, words: Sequence[str], task: Task) -> tuple[dict[str, object], list[Violation]]:

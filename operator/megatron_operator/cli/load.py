@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,46 @@ def add_volumes(command: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, *, local: bool, strict: bool = False) -> Loaded:
-    """The manifest of a command line with all of its problems.
+    """The one manifest of a command line with all of its problems.
 
     local: the job will run here, so "auto" counts this machine's GPUs. strict: warnings are errors.
     """
-    raw, problem = _read(arguments.file)
-    if raw is None:
-        return Loaded(raw={}, job=None, violations=(problem,) if problem else ())
+    jobs, problem = _read(arguments.file)
+    if len(jobs) > 1:
+        message = f"must contain exactly one {names.KIND}; split the file"
+        problem = Violation(path=arguments.file, value=f"{len(jobs)} of them", message=message)
+    return _unread(problem) if problem else _loaded(jobs[0], arguments, local=local, strict=strict)
+
+
+def load_all(arguments: argparse.Namespace, *, strict: bool = False) -> list[Loaded]:
+    """Every manifest of a command line with all of its problems, one of which is the name of an earlier one."""
+    jobs, problem = _read(arguments.file)
+    if problem:
+        return [_unread(problem)]
+    loaded = [_loaded(each, arguments, local=False, strict=strict) for each in jobs]
+    places = [_identity(each) for each in jobs]
+    return [
+        _again(each, place) if place in places[:index] else each
+        for index, (each, place) in enumerate(zip(loaded, places, strict=True))
+    ]
+
+
+def _identity(raw: Object) -> tuple[str, str]:
+    metadata = raw.get("metadata") or {}
+    return str(metadata.get("namespace", "")), str(metadata.get("name", ""))
+
+
+def _again(loaded: Loaded, place: tuple[str, str]) -> Loaded:
+    message = "another job of this file has this name, and the cluster would keep only the last; give each its own"
+    problem = Violation(path="metadata.name", value=place[1], message=message)
+    return replace(loaded, job=None, violations=(*loaded.violations, problem))
+
+
+def _unread(problem: Violation) -> Loaded:
+    return Loaded(raw={}, job=None, violations=(problem,))
+
+
+def _loaded(raw: Object, arguments: argparse.Namespace, *, local: bool, strict: bool) -> Loaded:
     bound, wrong = bindings(arguments.volume)
     if local:
         raw = local_machine.with_local_processes(raw, local_machine.num_gpus())
@@ -100,18 +133,18 @@ def _with_remedy(problem: str) -> str:
     return said if "; " in said else f"{said}; correct the YAML"
 
 
-def _read(file: str) -> tuple[Object | None, Violation | None]:
-    """The one MegatronTrainJob of a file; its other documents (claims, secrets) are ignored."""
+def _read(file: str) -> tuple[list[Object], Violation | None]:
+    """The jobs of a file, at least one if there is no problem; its other documents (claims, secrets) are ignored."""
     try:
         source = yaml_file.parse_text(sys.stdin.read(), source="-") if file == "-" else yaml_file.load_all(Path(file))
     except YamlProblem as problem:
-        return None, Violation(path=file, value=None, message=_with_remedy(str(problem).removeprefix(str(Path(file)))))
+        return [], Violation(path=file, value=None, message=_with_remedy(str(problem).removeprefix(str(Path(file)))))
     except OSError as problem:
         message = f"cannot be read: {problem.strerror}; pass the path of a manifest, or - for standard input"
-        return None, Violation(path=file, value=None, message=message)
+        return [], Violation(path=file, value=None, message=message)
     documents = [each for each in source if isinstance(each, Mapping)]
     jobs = [each for each in documents if each.get("kind") == names.KIND] or documents[:1]
-    if len(jobs) != 1:
-        message = f"must contain exactly one {names.KIND}; split the file, or correct kind"
-        return None, Violation(path=file, value=f"{len(jobs)} of them", message=message)
-    return jobs[0], None
+    if jobs:
+        return jobs, None
+    message = f"must contain a {names.KIND}; correct kind"
+    return [], Violation(path=file, value="0 of them", message=message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -57,13 +57,17 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Written:
-    """The MegatronTrainJob equivalent to the command."""
+def job(
+    launch: Launch, translated: Translated, pods: Pods, *, name: str, taken: Collection[str] = frozenset()
+) -> Written:
+    """The MegatronTrainJob equivalent to the command. taken: names of other jobs, which it would replace."""
     places = Places(known=tuple(mount["mountPath"] for mount in pods.volume_mounts))
     arguments, outputs = placed(translated.arguments, places)
     arguments = [*_hub_ids(arguments), *_use_hf(arguments)]
     spec = _spec(launch, pods, places, arguments)
-    metadata = {"name": _job_name(pods.name or name)} | ({"namespace": pods.namespace} if pods.namespace else {})
+    metadata = {"name": _free_name(_job_name(pods.name or name), taken)} | (
+        {"namespace": pods.namespace} if pods.namespace else {}
+    )
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
     untrained = _of_the_family(arguments)
     notes = [*_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
@@ -243,5 +247,16 @@ def _comment(lines: Iterable[str]) -> str:
 def _job_name(text: str) -> str:
     """A valid job name derived from a path or a title."""
     stem = PurePosixPath(text).name.removesuffix(".sh").removesuffix(".yaml").removesuffix(".yml")
-    plain = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-0123456789") or "job"
+    plain = re.sub(r"[^a-z0-9]+", "-", stem.lower()).lstrip("-0123456789").rstrip("-") or "job"
     return plain[: names.MAX_JOB_NAME_LENGTH].rstrip("-")
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """The name, with a number behind it where another job of the same file has it."""
+    numbered = (f"{name[: names.MAX_JOB_NAME_LENGTH - 4]}-{count}" for count in range(2, len(taken) + 3))
+    return next(each for each in (name, *numbered) if each not in taken)
+
+
+def as_comments(text: str) -> str:
+    """The lines of an export as comments, so that the file has nothing but manifests for kubectl."""
+    return "".join(line if line.startswith("#") else f"# {line}" for line in text.splitlines(keepends=True))
