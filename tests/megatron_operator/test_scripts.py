@@ -6,7 +6,8 @@ import yaml
 from megatron_operator import manifest
 from megatron_operator.cli.main import main
 from megatron_operator.core.job import Job
-from megatron_operator.translate.shell.words import Values, expanded
+from megatron_operator.translate.shell.values import Values
+from megatron_operator.translate.shell.words import expanded
 
 A = "--model /m/x --dataset /d/a.jsonl --max_epochs 1 --global_batch_size 16"
 # (script, what each job has of lr, seed, train_type ... or of its nodes and GPUs)

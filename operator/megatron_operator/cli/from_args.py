@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from megatron_operator.translate.arguments import VERSIONS, Version, of_variable
 from megatron_operator.translate.launch import Launch
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.shell import statements
+from megatron_operator.translate.shell.folders import WORKDIR, of_this_machine
 from megatron_operator.translate.shell.literal import kept, kept_value, plain, plain_value
 from megatron_operator.translate.write import Written
 from megatron_trainjob.args import yaml_file
@@ -109,7 +111,7 @@ def read(text: str, task: Task | None = None) -> Source:
         return _of_script("", text, Path())
     if path.suffix in (".yaml", ".yml", ".json"):
         return _read_yaml(path, task)
-    return _of_script(path.name, path.read_text(), path.parent)
+    return _of_script(path.name, path.read_text(), path.parent, path=text)
 
 
 def _tell(name: str, remarks: Iterable[str]) -> None:
@@ -118,10 +120,16 @@ def _tell(name: str, remarks: Iterable[str]) -> None:
 
 
 def _of_script(
-    name: str, text: str, folder: Path, *, pods: Pods = NO_PODS, files: Mapping[str, str] = NO_FILES
+    name: str,
+    text: str,
+    folder: Path,
+    *,
+    pods: Pods = NO_PODS,
+    files: Mapping[str, str] = NO_FILES,
+    path: str | None = None,
 ) -> Source:
     variables = {entry["name"]: str(entry["value"]) for entry in pods.env if "value" in entry}
-    script = statements.read(text, folder, files, variables)
+    script = statements.read(text, folder, files, variables, path)
     used = launchers.of_header(script.header).used
     known = partial(_text_beside, script.files, folder)
     not_taken = [" ".join((each.source, *each.words))[:SHOWN_CHARACTERS] for each in launch.find(script.skipped)]
@@ -192,10 +200,10 @@ def _text_beside(files: Mapping[str, str], folder: Path | None, name: str) -> st
     """The text of a file that the script writes itself or that lies beside it."""
     if name in files or folder is None:
         return files.get(name)
-    try:
-        return (folder / name).read_text()
-    except (OSError, ValueError):
-        return None
+    for path in (folder / name, of_this_machine(name, WORKDIR)):
+        with suppress(OSError, ValueError):
+            return None if path is None else path.read_text()
+    return None
 
 
 def _read_yaml(path: Path, task: Task | None) -> Source:

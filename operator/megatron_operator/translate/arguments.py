@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_operator.translate.shell.literal import plain, plain_value
-from megatron_operator.translate.shell.words import is_evaluated
+from megatron_operator.translate.shell.nodes import is_evaluated
 from megatron_trainjob.args.availability import objection
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias

@@ -34,7 +34,7 @@ class Launch:
 
     source: the command as it was started. behind: the programs in front of it and around its script, with their
     options. exported: names of the variables that it was started with. unread: options of its launcher with a number
-    of nodes or processes that is not known here.
+    of nodes or processes that is not known here. folder: the one that it was started in, None if that is not known.
     """
 
     task: Task
@@ -46,6 +46,7 @@ class Launch:
     behind: tuple[str, ...] = ()
     exported: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
+    folder: str | None = None
 
 
 def find(commands: Iterable[Invocation], header: Sequence[str] = (), files: Files = no_file) -> list[Launch]:
@@ -170,6 +171,7 @@ def _recognized(command: Invocation, of_header: Ranks = NOT_SAID, files: Files =
         behind=(*command.behind, *_with_options_left(words[:start], before[start:])),
         exported=frozenset(exported | passed.keys()),
         unread=tuple(each for group in (before, command.behind) for each in launchers.unread(group, files)),
+        folder=command.folder,
     )
 
 

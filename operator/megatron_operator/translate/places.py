@@ -1,6 +1,7 @@
 """Maps files of another machine to a cluster: each of its folders becomes a volume, to be filled in.
 
-Absolute paths are kept, below a mount of their first two parts; relative ones move below WORKDIR.
+Absolute paths are kept, below a mount of their first two parts; relative ones are below the folder that the command is
+started in, which is WORKDIR where only the machine knows it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
-from megatron_operator.translate.arguments import FILL_IN, Carried
-from megatron_operator.translate.shell.words import is_evaluated
+from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried
+from megatron_operator.translate.shell import folders
+from megatron_operator.translate.shell.folders import HOME, WORKDIR, is_below
+from megatron_operator.translate.shell.nodes import is_evaluated
 
-WORKDIR = "/workdir"
 PATHS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "cached_dataset", "cached_val_dataset", "image_root")
 PATHS_OR_IDS = ("model", "dataset", "val_dataset", "mcore_model", "mcore_adapters", "adapters")
 FILES_OR_TEXT = ("system", "new_special_tokens", "custom_dataset_info", "template", "external_plugins")
@@ -28,29 +29,36 @@ FILE_SUFFIXES = (
 FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", "datasets/")
 
 
+ABOVE = "lies above the folder that the command is started in, which only its machine knows; write the path in the pod"
 PATTERN = f"{FILL_IN}: the shell puts the names of files in place of this pattern; name the folder, or each file"
 
 
 @dataclass
 class Places:
-    """The mounts that the paths need: mount path -> volume name. known: existing mounts of the manifest."""
+    """The mounts that the paths need: mount path -> volume name.
+
+    known: existing mounts of the manifest. folder: where relative paths start.
+    """
 
     known: tuple[str, ...] = ()
+    folder: str = WORKDIR
     mounts: dict[str, str] = field(default_factory=dict)
 
     def place(self, path: str) -> str:
         """The path in the pod."""
         if not is_evaluated(re.sub(r"^\$\{?HOME\}?(?=/|$)", "", path)):
             return path
-        path = re.sub(r"^(~|\$HOME|\$\{HOME\})(?=/|$)", "/root", path)
-        if any(path == mount or path.startswith(mount.rstrip("/") + "/") for mount in self.known):
-            return path
-        if not path.startswith("/"):
-            self.mounts.setdefault(WORKDIR, "workdir")
-            return str(PurePosixPath(WORKDIR) / path)
-        mount = "/".join(path.split("/")[:3]) if path.count("/") > 2 else path.rsplit("/", 1)[0] or path
-        self.mounts.setdefault(mount, re.sub(r"[^a-z0-9]+", "-", mount.lower()).strip("-"))
+        path = re.sub(r"^(~|\$HOME|\$\{HOME\})(?=/|$)", HOME, path)
+        path = path if path.startswith("/") else folders.absolute(path, self.folder) or path
+        if path.startswith("/") and not any(is_below(path, mount) for mount in self.known):
+            mount = WORKDIR if is_below(path, WORKDIR) else _mount_of(path)
+            self.mounts.setdefault(mount, re.sub(r"[^a-z0-9]+", "-", mount.lower()).strip("-"))
         return path
+
+
+def _mount_of(path: str) -> str:
+    """The folder of the path that becomes a volume."""
+    return "/".join(path.split("/")[:3]) if path.count("/") > 2 else path.rsplit("/", 1)[0] or path
 
 
 def placed(arguments: Iterable[Carried], places: Places) -> tuple[list[Carried], list[tuple[str, object, str]]]:
@@ -87,6 +95,8 @@ def _placed(carried: Carried, places: Places, *, has_catalog: bool) -> Carried:
     remark = carried.remark
     if carried.name in DATASETS and any(re.search(r"[*?]", str(entry)) for entry in _entries(value)) and not remark:
         remark = PATTERN
+    if any(str(entry).startswith("../") for entry in _entries(value)) and not remark.startswith(NOT_CARRIED):
+        remark = f"{NOT_CARRIED}: {ABOVE}"
     return Carried(name=carried.name, value=value, remark=remark)
 
 

@@ -17,6 +17,7 @@ from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried,
 from megatron_operator.translate.launch import DEVICES, Launch, unread_sizes
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
+from megatron_operator.translate.shell.folders import WORKDIR
 from megatron_operator.translate.shell.literal import plain
 from megatron_trainjob.args.pixels import NAMES, UNREAD, VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
@@ -61,7 +62,8 @@ def job(
     launch: Launch, translated: Translated, pods: Pods, *, name: str, taken: Collection[str] = frozenset()
 ) -> Written:
     """The MegatronTrainJob equivalent to the command. taken: names of other jobs, which it would replace."""
-    places = Places(known=tuple(mount["mountPath"] for mount in pods.volume_mounts))
+    known = tuple(mount["mountPath"] for mount in pods.volume_mounts)
+    places = Places(known=known, folder=launch.folder or WORKDIR)
     arguments, outputs = placed(translated.arguments, places)
     arguments = [*_hub_ids(arguments), *_use_hf(arguments)]
     spec = _spec(launch, pods, places, arguments)
@@ -107,7 +109,8 @@ def is_open(argument: Carried) -> bool:
 
 
 def _as_word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """The value for a command line, which runs where the script started."""
+    return str(value).lower() if isinstance(value, bool) else str(value).removeprefix(f"{WORKDIR}/")
 
 
 def _spec(launch: Launch, pods: Pods, places: Places, arguments: Sequence[Carried]) -> dict[str, Any]:

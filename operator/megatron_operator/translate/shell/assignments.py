@@ -9,8 +9,10 @@ from typing import Any
 from tree_sitter import Node
 
 from megatron_operator.translate.programs import ASSIGNMENT
+from megatron_operator.translate.shell.nodes import parsed, source
 from megatron_operator.translate.shell.state import Outer, Reader
-from megatron_operator.translate.shell.words import Values, parsed, source, text_of, words
+from megatron_operator.translate.shell.values import Values
+from megatron_operator.translate.shell.words import key_of, text_of, words
 
 EXPORTING = re.compile(r"(?:export|(?:declare|typeset|local|readonly)\s+-\w*x)\b")
 HIDING = re.compile(r"(?:export\s+-\w*n|(?:declare|typeset)\s+\+x)\b")
@@ -35,7 +37,7 @@ def assign(reader: Reader, node: Node) -> None:
         reader.exported.add(key)
     if name.type == "subscript":
         base, _, index = key.removesuffix("]").partition("[")
-        array, place = values.arrays.setdefault(base, {}), values.key(base, index)
+        array, place = values.arrays.setdefault(base, {}), key_of(values, base, index)
         array[place] = array.get(place, "") + text if adds else text
         return
     if adds and key in values.arrays:
@@ -54,7 +56,7 @@ def _elements(node: Node, name: str, values: Values) -> dict[str, str]:
             found = _appended(found, dict(enumerate(words(child, values))))
         else:
             value = parsed(f"x={keyed['value']}\n").named_children[0].child_by_field_name("value")
-            found[values.key(name, keyed["key"])] = "" if value is None else text_of(value, values)
+            found[key_of(values, name, keyed["key"])] = "" if value is None else text_of(value, values)
     return found
 
 

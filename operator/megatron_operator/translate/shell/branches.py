@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from tree_sitter import Node
 
 from megatron_operator.translate.shell.conditions import assumed, decided, holds, tell_differences
+from megatron_operator.translate.shell.nodes import is_evaluated
 from megatron_operator.translate.shell.state import Reader
-from megatron_operator.translate.shell.words import is_evaluated, text_of, words
+from megatron_operator.translate.shell.words import text_of, words
 
 Statement = Callable[[Reader, Node], None]
 Branch = tuple[bool | None, Sequence[Node]]

@@ -6,15 +6,19 @@ import posixpath
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from tree_sitter import Node
 
 from megatron_operator.translate.programs import SCRIPTS, SHELLS, program, starts
+from megatron_operator.translate.shell import folders
 from megatron_operator.translate.shell.arithmetic import assigned
 from megatron_operator.translate.shell.filters import formatted
+from megatron_operator.translate.shell.literal import plain
 from megatron_operator.translate.shell.loops import fields
+from megatron_operator.translate.shell.nodes import is_evaluated, source
 from megatron_operator.translate.shell.state import Reader
-from megatron_operator.translate.shell.words import expanded, is_evaluated, source
+from megatron_operator.translate.shell.words import expanded, key_of
 
 MAX_FILE_BYTES = 1_000_000
 RUN_FILES = (*SHELLS, "sbatch", "qsub", "bsub")
@@ -22,9 +26,9 @@ PROFILES = re.compile(r"(activate|\.bashrc|conda\.sh|\.profile|setvars\.sh)$|^/e
 """Files that set up a machine, and nothing of a training."""
 
 
-def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str], list[str]] | None:
-    """(text, arguments, words in front) of `bash train.sh a b`, `srun -N 2 ./train.sh` or `nohup bash train.sh`, where
-    the file is there."""
+def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str], list[str], str] | None:
+    """(text, arguments, words in front, path) of `bash train.sh a b`, `srun -N 2 ./train.sh` or `nohup bash train.sh`,
+    where the file is there."""
     for start in starts(given):
         takes_file = program(given[start]) in RUN_FILES
         places = range(start + 1, len(given)) if takes_file else range(start, start + 1)
@@ -33,7 +37,7 @@ def script_file(reader: Reader, given: Sequence[str]) -> tuple[str, list[str], l
             continue
         text = read_file(reader, given[place])
         if text is not None:
-            return text, list(given[place + 1 :]), list(given[:place] or given[:1])
+            return text, list(given[place + 1 :]), list(given[:place] or given[:1]), given[place]
     return None
 
 
@@ -43,11 +47,24 @@ def read_file(reader: Reader, name: str) -> str | None:
     if written is not None:
         return reader.files[written]
     name = re.sub(r"^\$\((?:dirname|pwd)[^)]*\)/|^\$\{?(?:SCRIPT_DIR|DIR|PWD|BASH_SOURCE%/\*)\}?/", "", name)
-    path = None if reader.folder is None or not is_evaluated(name) else reader.folder / name
-    try:
-        return None if path is None or path.stat().st_size > MAX_FILE_BYTES else path.read_text()
-    except (OSError, ValueError):
-        return None
+    for path in _places(reader, name) if is_evaluated(name) else ():
+        try:
+            if path.stat().st_size <= MAX_FILE_BYTES:
+                return path.read_text()
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _places(reader: Reader, name: str) -> list[Path]:
+    """Where a file may lie here: in the folder that the script has changed to, beside it, in the one it started in."""
+    if reader.folder is None:
+        return []
+    in_folder = folders.of_this_machine(name, reader.values.folder)
+    beside = reader.folder / name
+    has_moved = reader.values.folder not in (None, folders.WORKDIR)
+    places = (in_folder, beside) if has_moved else (beside, in_folder)
+    return [each for each in places if each is not None]
 
 
 def _source(reader: Reader, node: Node, given: list[str]) -> str | None:
@@ -56,6 +73,14 @@ def _source(reader: Reader, node: Node, given: list[str]) -> str | None:
     if text is None and not PROFILES.search(name):
         reader.tell(node, f"{name} was not found; the variables that it sets are not known")
     return text
+
+
+def _change_folder(reader: Reader, node: Node, given: list[str]) -> None:
+    reader.values.folder = folders.changed(reader.values.folder, list(map(plain, given[1:])))
+
+
+def _leave_folder(reader: Reader, node: Node, given: list[str]) -> None:
+    reader.values.folder = None
 
 
 def _set(reader: Reader, node: Node, given: list[str]) -> None:
@@ -84,7 +109,7 @@ def unset(reader: Reader, given: Sequence[str]) -> None:
             continue
         base, _, index = name.removesuffix("]").partition("[")
         if index:
-            reader.values.arrays.get(base, {}).pop(reader.values.key(base, index), None)
+            reader.values.arrays.get(base, {}).pop(key_of(reader.values, base, index), None)
         else:
             reader.exported.discard(name)
             if name in reader.values.arrays:
@@ -200,6 +225,8 @@ BUILTINS: Mapping[str, Callable[[Reader, Node, list[str]], str | None]] = {
     "readarray": _read_lines,
     "let": _let,
     **dict.fromkeys(("exit", "return", "break", "continue"), _end),
-    "cd": lambda reader, node, given: None,
+    "cd": _change_folder,
+    "pushd": _change_folder,
+    "popd": _leave_folder,
     "trap": lambda reader, node, given: None,
 }

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from tree_sitter import Node
 
 from megatron_operator.translate.shell import arithmetic
+from megatron_operator.translate.shell.nodes import is_evaluated, parsed, source
 from megatron_operator.translate.shell.state import Reader
-from megatron_operator.translate.shell.words import Values, is_evaluated, parsed, source, text_of
+from megatron_operator.translate.shell.values import Values
+from megatron_operator.translate.shell.words import text_of
 
 Known = bool | None
 """Whether a condition holds; None where only a shell can tell."""

@@ -125,13 +125,13 @@ def _lines(text: str | None) -> list[str] | None:
 
 
 def _basename(given: Sequence[str], text: str | None, files: Files) -> str | None:
-    if not given:
-        return None
-    return given[0].rstrip("/").rpartition("/")[2].removesuffix(given[1] if given[1:] else "")
+    names = list(given)[list(given[:1]) == ["--"] :]
+    return names[0].rstrip("/").rpartition("/")[2].removesuffix(names[1] if names[1:] else "") if names else None
 
 
 def _dirname(given: Sequence[str], text: str | None, files: Files) -> str | None:
-    return (given[0].rstrip("/").rpartition("/")[0] or ".") if given else None
+    names = list(given)[list(given[:1]) == ["--"] :]
+    return (names[0].rstrip("/").rpartition("/")[0] or ("/" if names[0][:1] == "/" else ".")) if names else None
 
 
 FILTERS: Mapping[str, Filter] = {

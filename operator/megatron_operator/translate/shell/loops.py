@@ -11,8 +11,9 @@ from megatron_operator.translate.shell.arithmetic import assigned, calculated
 from megatron_operator.translate.shell.branches import TESTS, choose, started
 from megatron_operator.translate.shell.conditions import holds
 from megatron_operator.translate.shell.filters import MAX_COUNT
+from megatron_operator.translate.shell.nodes import is_evaluated, source
 from megatron_operator.translate.shell.state import Reader
-from megatron_operator.translate.shell.words import is_evaluated, source, spread, text_of, words
+from megatron_operator.translate.shell.words import spread, text_of, words
 
 Statement = Callable[[Reader, Node], None]
 

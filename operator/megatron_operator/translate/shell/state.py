@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tree_sitter import Node
 
-from megatron_operator.translate.shell.words import Values
+from megatron_operator.translate.shell.values import Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +16,14 @@ class Invocation:
     """One simple command: its words, and the variables set before or in front of it.
 
     behind: the words of the programs that run the script it stands in, such as `docker run -v ... bash -c`.
-    exported: names of the variables that only the programs it starts see.
+    exported: names of the variables that only the programs it starts see. folder: the one that it is started in.
     """
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
     behind: tuple[str, ...] = ()
     exported: frozenset[str] = frozenset()
+    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,5 +87,6 @@ class Reader:
             environment={**self.values.variables, **own},
             behind=self.behind,
             exported=frozenset((*self.exported, *own)) - self.values.used,
+            folder=self.values.folder,
         )
         (self.skipped if self.skips else self.found).append(invocation)

@@ -27,18 +27,11 @@ from megatron_operator.translate.shell import branches, loops
 from megatron_operator.translate.shell.assignments import assign, declare, restore_outer
 from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file, unset
 from megatron_operator.translate.shell.literal import kept, plain
+from megatron_operator.translate.shell.nodes import parsed, source
 from megatron_operator.translate.shell.parallel import of_parallel
 from megatron_operator.translate.shell.state import Reader, Script
-from megatron_operator.translate.shell.words import (
-    Values,
-    document_text,
-    listed_words,
-    parsed,
-    source,
-    text_of,
-    words,
-    written_by,
-)
+from megatron_operator.translate.shell.values import Values
+from megatron_operator.translate.shell.words import document_text, listed_words, text_of, words, written_by
 
 HEADER = re.compile(r"#(SBATCH|BSUB|PBS|COBALT|\$)\s+(?P<option>.+)")
 MAX_DEPTH = 8
@@ -49,14 +42,17 @@ def read(
     folder: Path | None = None,
     files: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    path: str | None = None,
 ) -> Script:
     """The script's commands.
 
     folder: where the files lie that it sources or starts. files: others by their paths. environment: of its shell.
+    path: of the script, as it is started.
     """
     given = dict(environment or {})
     reader = Reader(Values(given), folder, files=dict(files or {}), inherited=frozenset(given))
     reader.values.file = partial(read_file, reader)
+    reader.values.script = reader.values.sourced = path
     _read(reader, script)
     return Script(
         commands=tuple(reader.found),
@@ -258,7 +254,7 @@ def _run(reader: Reader, node: Node, own: Mapping[str, str], given: list[str]) -
     elif given[0] in BUILTINS:
         _builtin(reader, node, own, given)
     elif (file := script_file(reader, given)) is not None:
-        _nested(reader, file[0], file[2], {**own, **passed_on(file[2])}, file[1])
+        _nested(reader, file[0], file[2], {**own, **passed_on(file[2])}, file[1], file[3])
     else:
         before, inner = script_in(given)
         is_eval = given[0] == "eval"
@@ -281,8 +277,10 @@ def _builtin(reader: Reader, node: Node, own: Mapping[str, str], given: list[str
         return
     if given[2:]:  # source FILE ARGUMENTS
         reader.values.arguments = given[2:]
+    outer_file, reader.values.sourced = reader.values.sourced, given[1]
     _read(reader, script)
     reader.values.arguments = arguments if given[2:] else reader.values.arguments
+    reader.values.sourced = outer_file
     reader.over = "" if reader.over == "return" else reader.over
 
 
@@ -326,11 +324,17 @@ def _call(reader: Reader, function: Node, given: list[str]) -> None:
 
 
 def _nested(
-    reader: Reader, script: str, before: Sequence[str], own: Mapping[str, str], arguments: list[str] | None = None
+    reader: Reader,
+    script: str,
+    before: Sequence[str],
+    own: Mapping[str, str],
+    arguments: list[str] | None = None,
+    path: str | None = None,
 ) -> bool:
     """Reads the script of another shell with what it sees of what is known here; whether it had a command.
 
     Only `eval` sees more than exported variables. arguments: its `$1`, `$2`; None where they are not known.
+    path: of its file.
     """
     inner = Reader(
         reader.values.copy(),
@@ -345,6 +349,7 @@ def _nested(
         seen = {*reader.exported, *reader.inherited} - hidden
         inner.values.variables = {name: text for name, text in inner.values.variables.items() if name in seen}
         inner.values.arrays = {}
+        inner.values.script = inner.values.sourced = path
         inner.exported, inner.inherited = reader.exported - hidden, reader.inherited - hidden
     else:
         inner.exported, inner.inherited = set(reader.exported), reader.inherited

@@ -7,18 +7,17 @@ it is written, so that it is seen later.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-import tree_sitter_bash
-from tree_sitter import Language, Node, Parser
+from tree_sitter import Node
 
-from megatron_operator.translate.shell import arithmetic, filters
+from megatron_operator.translate.shell import arithmetic, filters, folders
 from megatron_operator.translate.shell.literal import kept, plain
+from megatron_operator.translate.shell.nodes import is_evaluated, parsed, source
+from megatron_operator.translate.shell.values import OF_THE_PLACE, Values, in_order
 from megatron_operator.translate.shell.word import PARTS, Word, braced, cut
 
-_PARSER = Parser(Language(tree_sitter_bash.language()))
 EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
 QUOTED = ("string", "raw_string", "ansi_c_string", "translated_string")
 DOCUMENTS = ("heredoc_redirect", "herestring_redirect")
@@ -31,50 +30,6 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 ESCAPED_BLANKS = re.compile(r"(?:\\[ \t\n])*")
 PIECES, FIRST_PIECE = 64, 0xE100
 """How many pieces of a word with braces may be quoted or values, and the private character of the first."""
-
-
-def parsed(script: str) -> Node:
-    """The syntax tree of a script."""
-    return _PARSER.parse(script.encode()).root_node
-
-
-def source(node: Node) -> str:
-    """The node as it is written."""
-    return (node.text or b"").decode()
-
-
-@dataclass
-class Values:
-    """What is known at a place of a script. arguments: $1, $2 ...; None where whoever calls it decides.
-
-    arrays: their values by index or, for those of `declare -A` (tables), by key. used: names of the variables whose
-    values stand in words. file: the text of a file that is known, else None.
-    """
-
-    variables: dict[str, str] = field(default_factory=dict)
-    arrays: dict[str, dict[str, str]] = field(default_factory=dict)
-    arguments: list[str] | None = None
-    tables: set[str] = field(default_factory=set)
-    used: set[str] = field(default_factory=set)
-    file: Callable[[str], str | None] = lambda name: None
-
-    def copy(self) -> Values:
-        """The same, to be changed apart."""
-        arrays = {name: dict(each) for name, each in self.arrays.items()}
-        return replace(self, variables=dict(self.variables), arrays=arrays, tables=set(self.tables))
-
-    def listed(self, name: str) -> list[str] | None:
-        """The values of an array in their order."""
-        array = self.arrays.get(name)
-        return None if array is None else [array[key] for key in _keys(array)]
-
-    def key(self, name: str, index: str) -> str:
-        """The key that an index such as `1`, `$i` or `i + 1` of the array means."""
-        text = spread(index.strip("\"'"), self)
-        number = None if name in self.tables else arithmetic.calculated(text, self.variables)
-        if number is not None and number < 0:
-            number += 1 + max(map(int, self.arrays.get(name, {})), default=-1)
-        return text if number is None else str(number)
 
 
 def words(node: Node, values: Values) -> list[str]:
@@ -224,15 +179,10 @@ def expanded(text: str, values: Values) -> str:
         return text if value is None else str(len(value if whole is None else whole))
     if found["mark"] == "!":
         if found["index"] in ("@", "*"):
-            return " ".join(_keys(values.arrays.get(name, {})))
+            return " ".join(in_order(values.arrays.get(name, {})))
         value = None if value is None else _value(value, None, values)
     done = _modified(found["rest"] or "", value, values)
     return text if done is None else done
-
-
-def is_evaluated(text: str) -> bool:
-    """Whether nothing in it is left to a shell."""
-    return not re.search(r"\$(?:[\w@*#({]|\[[^\]]+\])|`", text)
 
 
 def _parts(node: Node) -> Iterator[Node]:
@@ -288,7 +238,7 @@ def _list(node: Node, values: Values) -> list[str] | None:
     is_own = name in ("@", "*")
     listed = values.arguments if is_own else values.listed(name) if index in ("@", "*") else None
     if found["mark"]:
-        return _keys(values.arrays[name]) if listed is not None and not is_own else None
+        return in_order(values.arrays[name]) if listed is not None and not is_own else None
     if listed is None or not rest:
         return listed
     part = re.fullmatch(r":\s*(\d+|(?<=\s)-\d+)(?::(\d+))?", rest)
@@ -303,13 +253,20 @@ def spread(text: str, values: Values) -> str:
     return re.sub(r"\$\{[^{}]*\}|\$\w+", lambda found: expanded(found[0], values), text)
 
 
-def _keys(array: Mapping[str, str]) -> list[str]:
-    return sorted(array, key=int) if all(key.isdigit() for key in array) else list(array)
+def key_of(values: Values, name: str, index: str) -> str:
+    """The key that an index such as `1`, `$i` or `i + 1` of the array means."""
+    text = spread(index.strip("\"'"), values)
+    number = None if name in values.tables else arithmetic.calculated(text, values.variables)
+    if number is not None and number < 0:
+        number += 1 + max(map(int, values.arrays.get(name, {})), default=-1)
+    return text if number is None else str(number)
 
 
 def _value(name: str, index: str | None, values: Values) -> str | None:
     """The value of a variable, of an element, or of an argument. None: not known."""
     values.used.add(name)
+    if name in OF_THE_PLACE and name not in values.variables:
+        return OF_THE_PLACE[name](values)
     if name.isdigit() and values.arguments is not None and name != "0":
         number = int(name) - 1
         return values.arguments[number] if number < len(values.arguments) else ""
@@ -320,8 +277,8 @@ def _value(name: str, index: str | None, values: Values) -> str | None:
     if name in values.arrays:
         if index in ("@", "*"):
             return " ".join(values.listed(name) or ())
-        key = values.key(name, index or "0")
-        return values.arrays[name].get(key, "") if is_evaluated(key) else None
+        place = key_of(values, name, index or "0")
+        return values.arrays[name].get(place, "") if is_evaluated(place) else None
     return values.variables.get(name)
 
 
@@ -359,17 +316,37 @@ def _inner(operand: str, values: Values) -> str:
 
 
 def _substituted(text: str, values: Values) -> str:
-    """What `$(echo ...)`, `$(cat file)` or `$(seq 3 | head -n 1)` writes; others stay as they are."""
+    """What `$(echo ...)`, `$(seq 3 | head -n 1)` or `$(cd folder && pwd)` writes; others stay as they are."""
     inner = parsed(text[2:-1] if text.startswith("$(") else text[1:-1])
-    statements = inner.named_children
-    if text.startswith(("<(", ">(")) or len(statements) != 1:
+    statements = [each for child in inner.named_children for each in _in_turn(child)]
+    there = None if text.startswith(("<(", ">(")) or not statements else _moved(statements[:-1], values)
+    if there is None:
         return text
     written: str | None = None
-    for stage in statements[0].named_children if statements[0].type == "pipeline" else statements:
-        written = written_by(stage, values, written)
+    for stage in statements[-1].named_children if statements[-1].type == "pipeline" else statements[-1:]:
+        written = written_by(stage, there, written)
         if written is None:
             return text
     return kept((written or "").rstrip("\n"))
+
+
+def _in_turn(node: Node) -> list[Node]:
+    """The commands of `a && b`; anything else by itself."""
+    if node.type != "list" or not any(child.type == "&&" for child in node.children):
+        return [node]
+    return [each for child in node.named_children for each in _in_turn(child)]
+
+
+def _moved(statements: Sequence[Node], values: Values) -> Values | None:
+    """The values after these statements, all of which are `cd`; None after any other."""
+    there = values.copy()
+    for each in statements:
+        command = each.named_children[0] if each.type == "redirected_statement" else each
+        given = [word for child in command.named_children for word in words(child, values)]
+        if command.type != "command" or given[:1] != ["cd"]:
+            return None
+        there.folder = folders.changed(there.folder, given[1:])
+    return there
 
 
 def written_by(node: Node, values: Values, text: str | None) -> str | None:
@@ -397,4 +374,8 @@ def written_by(node: Node, values: Values, text: str | None) -> str | None:
         if child.type not in ("file_redirect", *DOCUMENTS)
         for word in words(child.named_children[0] if child.type == "command_name" else child, values)
     ]
-    return filters.output([*map(plain, given)], text, values.file) if all(map(is_evaluated, given)) else None
+    if not given or not all(map(is_evaluated, given)):
+        return None
+    read = [*map(plain, given)]
+    path = folders.written(read, values.folder)
+    return filters.output(read, text, values.file) if path is None else path
