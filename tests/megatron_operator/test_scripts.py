@@ -39,6 +39,16 @@ CASES: dict[str, tuple[str, list[dict]]] = {
         "torchrun --standalone --run-path --nproc_per_node 8 --nnodes=2 swift/cli/_megatron/sft.py RUN\n",
         [{"gpus": 8, "nodes": 2}],
     ),
+    "checks of files that a guess would fail": (
+        "missing=0\nfor f in $MORE a.jsonl b.jsonl; do\n  if [[ ! -f $f ]]; then echo no $f >&2; missing=1; fi\ndone\n"
+        'if [[ "$missing" -ne 0 ]]; then\n  exit 1\nfi\n[ -d /m ] || bad=1\n[ "$bad" = 1 ] && exit 2\n'
+        'MORE=(--seed 4)\nmegatron sft RUN "${MORE[@]}"\n',
+        [{"seed": 4}],
+    ),
+    "a value that is certain": (
+        "[ -f x ] && STOP=1\nSTOP=1\nmegatron sft RUN\nif [ $STOP = 1 ]; then exit 0; fi\nmegatron sft RUN --seed 3\n",
+        [{"task": "sft"}],
+    ),
     "case of a default": (
         'case "${1:-full}" in\n  full) megatron sft RUN --train_type full ;;\n'
         "  lora|dora)\n    megatron sft RUN --train_type lora ;;\n  *) exit 1 ;;\nesac\n",
@@ -229,9 +239,17 @@ TOLD: dict[str, tuple[str, list[str]]] = {
         'if [ "$USE_LORA" = 1 ]; then TYPE=lora; else TYPE=full; fi\nmegatron sft RUN --train_type $TYPE\n',
         ["line 1: TYPE depends on a condition: 'full' is assumed, it may also be 'lora'"],
     ),
+    "an array that a condition lengthens": (
+        'A=(RUN --system \'costs $5\')\n[ -n "$(hostname)" ] && A+=(--seed 3)\nmegatron sft "${A[@]}"\n',
+        ["A depends on a condition: '... $5 --seed 3' is assumed, it may also be '... $5'"],
+    ),
     "skipped": (
         "MODE=full\ncase $MODE in\n full) megatron sft RUN;;\n lora) megatron pt RUN;;\nesac\n",
         ["not translated: megatron pt --model /m/x", "it is in a branch"],
+    ),
+    "fields of a value that is not known": (
+        'IFS=: read -r -a D <<< "${DATA:?a:b list}"\nmegatron sft --model /m/x --dataset "${D[@]}" --max_epochs 1\n',
+        ["spec.args.dataset: NOT CARRIED OVER"],
     ),
     "unset": ("megatron sft RUN --lr $LR\n", ["spec.args.lr: NOT CARRIED OVER: contains a variable or command"]),
     "unset path": (

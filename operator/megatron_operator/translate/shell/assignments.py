@@ -33,6 +33,7 @@ def assign(reader: Reader, node: Node) -> None:
         values.variables.pop(key, None)
         return
     text = "" if value is None else text_of(value, values)
+    values.assumed.discard(key)
     if reader.exports_all:
         reader.exported.add(key)
     if name.type == "subscript":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tree_sitter import Node
 
-from megatron_operator.translate.shell.conditions import assumed, decided, holds, tell_differences
+from megatron_operator.translate.shell.conditions import assumed, decided, holds, only_assumed, tell_differences
 from megatron_operator.translate.shell.nodes import is_evaluated
 from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.words import text_of, words
@@ -31,7 +31,10 @@ def if_(reader: Reader, node: Node, statement: Statement) -> None:
             branches.append(child.named_children)
         elif child not in conditions[0]:
             branches[0].append(child)
-    known = [decided(reader, each) if each else True for each in conditions]
+    known = [
+        None if each and only_assumed(reader, each, body) else decided(reader, each) if each else True
+        for each, body in zip(conditions, branches, strict=True)
+    ]
     for condition in (each for found, each in zip(known, conditions, strict=True) if found is None):
         started(reader, condition, statement)
     choose(reader, node, list(zip(known, branches, strict=True)), statement)
@@ -100,7 +103,7 @@ def _status(reader: Reader, node: Node, statement: Statement) -> bool | None:
     first, then = node.named_children
     left = _status(reader, first, statement)
     goes_on = any(child.type == "&&" for child in node.children)
-    known = None if left is None else left == goes_on
+    known = None if left is None or only_assumed(reader, [first], [then]) else left == goes_on
     if known is None and goes_on and first.type not in TESTS:
         over = reader.over
         statement(reader, then)  # a program in front is taken to end well

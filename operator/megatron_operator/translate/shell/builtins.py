@@ -144,7 +144,8 @@ def _read_words(reader: Reader, node: Node, given: list[str]) -> None:
     between = reader.values.variables.get("IFS")
     separator = between[:1] if between is not None and between.strip() == between else None
     if any(re.fullmatch(r"-[a-z]*a", word) for word in given[1:]):
-        reader.values.arrays[names[0]] = {str(index): word for index, word in enumerate(line.split(separator or None))}
+        read_words = line.split(separator or None) if is_evaluated(line) else [line]
+        reader.values.arrays[names[0]] = {str(index): word for index, word in enumerate(read_words)}
     else:
         reader.values.variables |= {names[-1]: line} if is_whole else fields(line, names, separator)
 

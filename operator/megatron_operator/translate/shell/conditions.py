@@ -6,15 +6,18 @@ import fnmatch
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 
 from tree_sitter import Node
 
 from megatron_operator.translate.shell import arithmetic
+from megatron_operator.translate.shell.literal import plain
 from megatron_operator.translate.shell.nodes import is_evaluated, parsed, source
 from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.values import Values
 from megatron_operator.translate.shell.words import text_of
 
+SAME_CHARACTERS = 40
 Known = bool | None
 """Whether a condition holds; None where only a shell can tell."""
 
@@ -25,6 +28,7 @@ def assumed(ends: Sequence[Values]) -> Values:
     A value that no branch has evaluated is none where a branch leaves it unset: `${NAME:-default}` is the default.
     """
     last = ends[-1].copy()
+    last.assumed = {name for end in ends for name in end.assumed}
     for name, value in ends[-1].variables.items():
         others = [end.variables[name] for end in ends[:-1] if name in end.variables]
         known = next((each for each in reversed(others) if is_evaluated(each)), None)
@@ -46,13 +50,28 @@ def tell_differences(reader: Reader, node: Node, ends: Sequence[Values]) -> None
     for name, value in taken.items():
         others = {end.variables.get(name, " ".join(end.arrays.get(name, {}).values())) for end in ends} - {value}
         if others:
-            listed = " or ".join(repr(each) for each in sorted(others) if each) or "unset"
-            reader.tell(node, f"{name} depends on a condition: {value!r} is assumed, it may also be {listed}")
+            reader.values.assumed.add(name)
+            shown, *shown_others = _apart([plain(value), *(plain(each) for each in sorted(others) if each)])
+            listed = " or ".join(map(repr, shown_others)) or "unset"
+            reader.tell(node, f"{name} depends on a condition: {shown!r} is assumed, it may also be {listed}")
+
+
+def _apart(texts: Sequence[str]) -> list[str]:
+    """The texts, without a long beginning that all have, such as the other arguments of an array."""
+    same = commonprefix(list(texts)).rpartition(" ")[0] if len(texts) > 1 else ""
+    return [f"...{each[len(same) :]}" for each in texts] if len(same) > SAME_CHARACTERS else list(texts)
 
 
 def decided(reader: Reader, conditions: Sequence[Node]) -> bool | None:
     """Whether a condition of known values holds. None: only a shell can tell."""
     return holds(reader.values, conditions[0]) if len(conditions) == 1 else None
+
+
+def only_assumed(reader: Reader, conditions: Sequence[Node], body: Sequence[Node]) -> bool:
+    """Whether a branch that ends the script hangs on a value that is assumed: a check of files, which lie elsewhere."""
+    text = " ".join(map(source, conditions))
+    ends = any(source(each).split()[:1] in (["exit"], ["return"]) for each in body)
+    return ends and any(re.search(rf"\b{name}\b", text) for name in reader.values.assumed)
 
 
 def holds(values: Values, node: Node) -> bool | None:

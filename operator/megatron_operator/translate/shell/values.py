@@ -13,8 +13,9 @@ class Values:
     """What is known at a place of a script. arguments: $1, $2 ...; None where whoever calls it decides.
 
     arrays: their values by index or, for those of `declare -A` (tables), by key. used: names of the variables whose
-    values stand in words. file: the text of a file that is known, else None. folder: the one that the script is in.
-    script, sourced: the paths of $0 and of the file that is read. These three are None where they are not known.
+    values stand in words. file: the text of a file that is known, else None. assumed: names whose value hangs on a
+    condition that is not known. folder: the one that the script is in. script, sourced: the paths of $0 and of the file
+    that is read. These three are None where they are not known.
     """
 
     variables: dict[str, str] = field(default_factory=dict)
@@ -23,6 +24,7 @@ class Values:
     tables: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
     file: Callable[[str], str | None] = lambda name: None
+    assumed: set[str] = field(default_factory=set)
     folder: str | None = WORKDIR
     script: str | None = None
     sourced: str | None = None
@@ -30,7 +32,9 @@ class Values:
     def copy(self) -> Values:
         """The same, to be changed apart."""
         arrays = {name: dict(each) for name, each in self.arrays.items()}
-        return replace(self, variables=dict(self.variables), arrays=arrays, tables=set(self.tables))
+        return replace(
+            self, variables=dict(self.variables), arrays=arrays, tables=set(self.tables), assumed=set(self.assumed)
+        )
 
     def listed(self, name: str) -> list[str] | None:
         """The values of an array in their order."""
