@@ -116,10 +116,10 @@ def test_extra_megatron_kwargs_reach_megatrons_optimizer(train, plain):
 
 @effect("extra_megatron_kwargs")
 def test_extra_megatron_kwargs_are_refused_all_at_once_when_they_are_not_megatrons(train):
-    wrong = {"activation_func_clamp_valeu": 1.0, "hidden_size": 128, "fp32_residual_connection": "yes"}
+    wrong = {"activation_func_clamp_valeu": 1.0, "variable_seq_lengths": True, "fp32_residual_connection": "yes"}
     graphs = {"cuda_graph_impl": "local", "external_cuda_graph": True, "enable_cuda_graph": False}
     run = train(extra_megatron_kwargs={**wrong, **graphs}, name="wrong")
     assert run.exit_code == 64
     assert run.message.count("a CUDA graph repeats kernels for one shape") == 2
-    for part in ("did you mean activation_func_clamp_value?", "hidden_size: is decided", "must be true or false"):
+    for part in ("did you mean activation_func_clamp_value?", "variable_seq_lengths: is decided", "must be true or false"):
         assert part in run.message

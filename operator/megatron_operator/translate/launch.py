@@ -110,7 +110,9 @@ def unread(commands: Iterable[Invocation]) -> list[str]:
 
 def missing_scripts(commands: Iterable[Invocation]) -> list[str]:
     """The scripts that these commands start and that do not lie where they are named: `srun /shared/train.sh`."""
-    return [word for each in commands for index in starts(each.words) if (word := each.words[index]).endswith(SCRIPTS)]
+    return [
+        word for each in commands for index in starts(list(each.words)) if (word := each.words[index]).endswith(SCRIPTS)
+    ]
 
 
 def others(commands: Iterable[Invocation]) -> list[str]:

@@ -1,8 +1,28 @@
-"""What messages call a field of megatron-core's configurations is one."""
+"""What messages call a field of megatron-core's configurations is one, and what they call none is none."""
 
+from pathlib import Path
+
+import megatron_trainer
 from megatron_trainer.models.extra import KNOWN
-from megatron_trainjob.args.other_programs import FIELDS_OF_MEGATRON
+from megatron_trainjob.args.other_programs import FIELDS_OF_MEGATRON, NO_FIELDS
+
+DECIDED = ("models/settings.py", "train/optim.py")
+
+
+def decided() -> set[str]:
+    """The fields that are decided here, which extra_megatron_kwargs may not have."""
+    folder = Path(megatron_trainer.__file__).parent
+    text = "".join((folder / name).read_text() for name in DECIDED)
+    return {name for name in KNOWN if f'"{name}": ' in text}
 
 
 def test_what_is_called_a_field_is_one():
     assert FIELDS_OF_MEGATRON <= KNOWN
+
+
+def test_a_field_that_is_decided_here_is_not_said_to_be_passed_on():
+    assert FIELDS_OF_MEGATRON & decided() == {"initial_loss_scale"}
+
+
+def test_what_is_called_none_is_none_or_decided_here():
+    assert set(NO_FIELDS) & KNOWN <= decided()

@@ -1431,6 +1431,14 @@ CASES = [
         bad={"enable_dft_loss": True},
         task="rlhf",
     ),
+    *(
+        Case(
+            rule="extra_fields_have_no_argument",
+            good={"extra_megatron_kwargs": {"fp32_residual_connection": True, "moe_layer_recompute": True}},
+            bad={"extra_megatron_kwargs": {"fp32_residual_connection": True, **other}},
+        )
+        for other in ({"lr-warmup-iters": 3}, {"num_train_epochs": 1}, {"profile": True}, {"init_method_std": 0.006})
+    ),
     # reporting
     Case(rule="the_log_level_exists", good={"logging_level": "debug"}, bad={"logging_level": "LOUD"}),
     Case(

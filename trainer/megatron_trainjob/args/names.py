@@ -96,7 +96,7 @@ def explain_unknown(name: str, task: Task) -> str:
     simplified = _simplified(name)
     if reason := WITHOUT_COUNTERPART.get(simplified) or (PASSED_ON if simplified in FIELDS_OF_MEGATRON else ""):
         return f"unknown argument; it {reason}"
-    if other := _of_another_task(name, task):
+    if simplified not in ELSEWHERE and (other := _of_another_task(name, task)):
         return f"unknown argument; {other.name}, if that is meant, applies to {', '.join(other.applies_to)} only"
     suggestion = nearest(name, task)
     hint = f"did you mean {suggestion}?" if suggestion else LISTED

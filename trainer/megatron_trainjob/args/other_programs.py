@@ -56,6 +56,10 @@ ELSEWHERE = {
     "sequence_parallel_degree": "context_parallel_size",
     "ulysses_degree": "context_parallel_size",
     "evaluation_strategy": "eval_strategy",
+    "save_retain_interval": "save_total_limit",
+    "ref_model": "ref_load",
+    "ref_adapters": "ref_adapter_load",
+    "num_virtual_stages_per_pipeline_rank": "virtual_pipeline_model_parallel_size",
     "logging_dir": "tensorboard_dir",
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
@@ -134,11 +138,16 @@ _OFFLOAD = (
 _PROFILER = (
     "is about a profiler, and none is built in; log_timers_to_tensorboard records the durations of parts of a step"
 )
-_SHAPE = "is decided by the model's config.json; remove it"
+SHAPE = "is decided by the model's config.json; remove it"
 _FOUR_BITS = "asks for 4-bit products, which are not supported; fp8_format has those of 8 bits"
-_DONE = "asks for what is done in any case; remove it"
+DONE = "asks for what is done in any case; remove it"
 _CONSTANT = "records what is the same in every step; remove it"
 _OTHER_METHOD = "belongs to a method that is not supported; remove it"
+_STAGES = "is decided by the number of stages and of their virtual chunks; remove it"
+_INITIALIZATION = "is decided by initializer_range in the model's config.json; set that"
+_WARMUP = "is not supported: the learning rate rises from 0 during warmup; set lr_warmup_iters or lr_warmup_fraction"
+_DECAY_OF_WEIGHTS = "changes the weight decay during training, which is not supported; set weight_decay"
+_SHUFFLE = "shuffles again in each epoch, as dataloader_type: cyclic does; single reads the data once in its order"
 _LARGER_STEPS = "changes the batch size during training, which is not supported; set global_batch_size"
 # Arguments of Megatron-LM and of other trainers that have no counterpart, by what they are about.
 WITHOUT_COUNTERPART: Mapping[str, str] = {
@@ -158,30 +167,40 @@ WITHOUT_COUNTERPART: Mapping[str, str] = {
     **dict.fromkeys(("fine_grained_activation_offloading", "offload_modules", "activation_offload_fraction"), _OFFLOAD),
     **dict.fromkeys(("profile", "profile_step_start", "profile_step_end", "profile_ranks"), _PROFILER),
     **dict.fromkeys(("use_pytorch_profiler", "record_memory_history", "memory_snapshot_path"), _PROFILER),
-    **dict.fromkeys(("add_bias_linear", "squared_relu", "openai_gelu", "apply_layernorm_1p", "window_size"), _SHAPE),
-    **dict.fromkeys(("window_attn_skip_freq", "softmax_type", "no_rope_freq", "attention_output_gate"), _SHAPE),
-    **dict.fromkeys(("use_rotary_position_embeddings", "linear_attention_type", "mamba_state_dim"), _SHAPE),
-    **dict.fromkeys(("hybrid_attention_ratio", "moe_router_group_topk", "moe_router_num_groups", "hidden_act"), _SHAPE),
+    **dict.fromkeys(("add_bias_linear", "squared_relu", "openai_gelu", "apply_layernorm_1p", "window_size"), SHAPE),
+    **dict.fromkeys(("window_attn_skip_freq", "softmax_type", "no_rope_freq", "attention_output_gate"), SHAPE),
+    **dict.fromkeys(("use_rotary_position_embeddings", "linear_attention_type", "mamba_state_dim"), SHAPE),
+    **dict.fromkeys(("hybrid_attention_ratio", "moe_router_group_topk", "moe_router_num_groups", "hidden_act"), SHAPE),
+    **dict.fromkeys(("moe_apply_probs_on_input", "persist_layer_norm", "qk_l2_norm", "quick_geglu"), SHAPE),
     **dict.fromkeys(("rampup_batch_size", "decrease_batch_size_if_needed", "auto_find_batch_size"), _LARGER_STEPS),
     **dict.fromkeys(("fp4", "fp4_format", "fp4_recipe", "fp4_param", "fp4_param_gather"), _FOUR_BITS),
-    **dict.fromkeys(
-        ("use_mcore_models", "accumulate_allreduce_grads_in_fp32", "check_for_nan_in_loss_and_grad"), _DONE
-    ),
+    **dict.fromkeys(("use_mcore_models", "accumulate_allreduce_grads_in_fp32", "check_for_nan_in_loss_and_grad"), DONE),
     **dict.fromkeys(("log_batch_size_to_tensorboard", "log_world_size_to_tensorboard"), _CONSTANT),
+    **dict.fromkeys(("overlap_p2p_comm", "batch_p2p_comm"), _STAGES),
+    "init_method_std": _INITIALIZATION,
+    "train_dataloader_shuffle": _SHUFFLE,
+    "lr_warmup_init": _WARMUP,
+    **dict.fromkeys(("weight_decay_incr_style", "start_weight_decay", "end_weight_decay"), _DECAY_OF_WEIGHTS),
     **dict.fromkeys(("galore_rank", "use_galore", "loraplus_lr_ratio", "neftune_noise_alpha"), _OTHER_METHOD),
 }
+NO_FIELDS: Mapping[str, str] = {
+    name: reason
+    for name, reason in WITHOUT_COUNTERPART.items()
+    if reason in (_FILES, _END, _PROFILER, _STAGES, _INITIALIZATION, _WARMUP, _DECAY_OF_WEIGHTS, _LARGER_STEPS)
+}
+"""Those among them that Megatron-Core's configurations do not have, or that are decided here."""
 PASSED_ON = "is a field of Megatron-Core's configuration without an argument; extra_megatron_kwargs passes it on"
 # Fields of TransformerConfig and OptimizerConfig under which Megatron-LM has arguments too.
 FIELDS_OF_MEGATRON = frozenset(
     (
         *("moe_router_force_load_balancing", "moe_router_padding_for_fp8", "moe_router_padding_for_quantization"),
         *("moe_router_fusion", "moe_router_topk_limited_devices", "moe_input_jitter_eps", "moe_per_layer_logging"),
-        *("moe_pad_expert_input_to_capacity", "moe_apply_probs_on_input", "moe_permute_fusion_into_hybridep"),
+        *("moe_pad_expert_input_to_capacity", "moe_permute_fusion_into_hybridep"),
         *("moe_flex_dispatcher_backend", "moe_deepep_num_sms", "moe_hybridep_num_sms", "moe_enable_routing_replay"),
         *("overlap_moe_expert_parallel_comm", "delay_wgrad_compute", "distribute_saved_activations"),
         *("overlap_param_gather_with_optimizer_step", "reuse_grad_buf_for_mxfp8_param_ag"),
         *("hierarchical_context_parallel_sizes", "hybrid_context_parallel", "defer_embedding_wgrad_compute"),
-        *("wgrad_deferral_limit", "batch_p2p_comm", "overlap_p2p_comm", "overlap_p2p_comm_warmup_flush"),
+        *("wgrad_deferral_limit", "overlap_p2p_comm_warmup_flush"),
         *("microbatch_group_size_per_vp_stage", "tp_comm_bootstrap_backend", "tp_comm_overlap_ag"),
         *("tp_comm_overlap_rs", "tp_comm_overlap_disable_qkv", "tp_comm_overlap_disable_fc1", "tp_only_amax_red"),
         *("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"),
@@ -189,7 +208,7 @@ FIELDS_OF_MEGATRON = frozenset(
         *("first_last_layers_bf16", "num_layers_at_start_in_bf16"),
         *("num_layers_at_end_in_bf16", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis"),
         *("fp32_residual_connection", "decoupled_weight_decay", "log_num_zeros_in_grad", "log_max_attention_logit"),
-        *("init_method_std", "embedding_init_method_std", "persist_layer_norm", "memory_efficient_layer_norm"),
+        *("embedding_init_method_std", "memory_efficient_layer_norm"),
         *("qk_clip", "qk_clip_alpha", "qk_clip_threshold", "mtp_use_repeated_layer", "muon_coefficient_type"),
         *("muon_scalar_optimizer", "overlap_cpu_optimizer_d2h_h2d", "use_torch_optimizer_for_cpu_offload"),
         *("pin_cpu_grads", "pin_cpu_params", "use_transformer_engine_op_fuser", "use_ring_exchange_p2p"),
