@@ -5,7 +5,10 @@ import shlex
 import pytest
 import yaml
 
+from megatron_operator import manifest
 from megatron_operator.cli.main import main
+from megatron_operator.core.job import Job
+from megatron_operator.translate.arguments import DEFAULTS_OF_4
 from megatron_trainjob.args.cli import parse_command_line
 
 
@@ -74,3 +77,105 @@ def test_a_null_that_is_no_default_is_reported(translated):
     values = {"model": "/m", "dataset": ["/d/a.jsonl"], "max_epochs": 1, "attention_backend": None}
     text = translated(yaml.safe_dump(values), "config.yaml")
     assert "attention_backend: null  # NOT CARRIED OVER: has no value; write one, or remove it" in text
+
+
+SFT = "megatron sft --model /m/x --dataset /d/a.jsonl --num_train_epochs 1"
+
+
+def carried(text):
+    """(spec.args, comments) of what is written; nothing in it is open."""
+    assert "NOT CARRIED OVER" not in text, text
+    assert isinstance(manifest.parse(yaml.safe_load(text)), Job), manifest.parse(yaml.safe_load(text))
+    return yaml.safe_load(text)["spec"]["args"], "\n".join(line for line in text.splitlines() if line.startswith("#"))
+
+
+NEEDLESS = {
+    "--train_dataloader_shuffle true": "train_dataloader_shuffle: true (it is what is done in any case)",
+    "--account_for_loss_in_pipeline_split false": "account_for_loss_in_pipeline_split: false (it is what is done",
+    "--lr_warmup_init 0.": "lr_warmup_init: 0. (it is what is done in any case)",
+    "--overlap_p2p_comm true": "overlap_p2p_comm: true (no number depends on it)",
+    "--dataloader_pin_memory false": "dataloader_pin_memory: false (no number depends on it)",
+    "--data_sharding true": "data_sharding: true (samples come in an order of this trainer's own)",
+    "--accumulate_allreduce_grads_in_fp32 false": "(main_grads_dtype decides, which is fp32)",
+    "--use_vllm false --cpu_offloading false --profile False": "profile: False (it asks for nothing)",
+    "--bridge_backend mcore-bridge": "bridge_backend: mcore-bridge (weights are converted by this trainer)",
+    "--megatron_extra_kwargs '{\"overlap-moe-expert-parallel-comm\": false}'": "_parallel_comm: False",
+}
+
+
+@pytest.mark.parametrize("words", NEEDLESS)
+def test_what_is_done_in_any_case_is_left_out(translated, words):
+    args, comments = carried(translated(f"{SFT} {words}\n", "train.sh"))
+    assert f"Left out: {NEEDLESS[words]}" in comments or NEEDLESS[words] in comments
+    assert set(args) <= {"model", "dataset", "max_epochs", *DEFAULTS_OF_4}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--train_dataloader_shuffle false",
+        "--profile true",
+        "--use_mcore_models false",
+        "--cp_partition_mode contiguous",
+    ],
+)
+def test_what_asks_for_something_else_is_not(translated, words):
+    command = SFT.replace("epochs 1", "epochs 2")
+    assert "NOT CARRIED OVER" in translated(f"{command} {words}\n", "train.sh")
+
+
+def test_fields_of_megatron_are_passed_on(translated):
+    words = "--account_for_loss_in_pipeline_split true --fp8_margin 2 --mtp_use_repeated_layer false"
+    args, _ = carried(translated(f"{SFT} {words} --megatron_extra_kwargs '{{\"qk_clip\": true}}'\n", "train.sh"))
+    assert args["extra_megatron_kwargs"] == {
+        "account_for_loss_in_pipeline_split": True,
+        "fp8_margin": 2,
+        "mtp_use_repeated_layer": False,
+        "qk_clip": True,
+    }
+
+
+def test_arguments_among_the_fields_become_arguments(translated):
+    """Megatron-LM sets them last, over the command's own."""
+    fields = '{"lr-warmup-iters": 7, "qk_clip": true, "num_train_epochs": 3}'
+    text = translated(f"{SFT} --lr_warmup_iters 5 --megatron_extra_kwargs '{fields}'\n", "train.sh")
+    args, _ = carried(text)
+    assert (args["lr_warmup_iters"], args["max_epochs"]) == (7, 3)
+    assert args["extra_megatron_kwargs"] == {"qk_clip": True}
+
+
+def test_one_pass_in_order_is_one(translated):
+    args, _ = carried(translated(f"{SFT} --train_dataloader_shuffle false\n", "train.sh"))
+    assert args["dataloader_type"] == "single"
+
+
+def test_sizes_of_embeddings_are_a_list_and_their_weights(translated):
+    words = '--task_type embedding --loss_type infonce --mrl_dims \'{"64": 1.0, "128": 0.5}\''
+    args, _ = carried(translated(f"{SFT} {words}\n", "train.sh"))
+    assert (args["matryoshka_dims"], args["matryoshka_weights"]) == ([64, 128], [1.0, 0.5])
+
+
+DPO = "megatron rlhf --rlhf_type dpo --model Qwen/Qwen3-8B --dataset /d/a.jsonl --num_train_epochs 1"
+
+
+def test_a_reference_model_is_named_by_its_folder(translated):
+    args, comments = carried(translated(f"{DPO} --ref_model Qwen/Qwen3-8B\n", "train.sh"))
+    assert "Left out: ref_model: Qwen/Qwen3-8B (the model itself is the reference without it)." in comments
+    args, _ = carried(translated(f"{DPO} --ref_model /m/base\n", "train.sh"))
+    assert args["ref_load"] == "/m/base"
+    text = translated(f"{DPO} --ref_model Qwen/Qwen3-4B\n", "train.sh")
+    assert "ref_model: Qwen/Qwen3-4B  # NOT CARRIED OVER: unknown argument; did you mean ref_load?" in text
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("T", True), ("0", False), ("no", False)])
+def test_truth_has_the_words_of_the_parser_there(translated, word, value):
+    args, _ = carried(translated(f"{SFT} --packing {word}\n", "train.sh"))
+    assert args["packing"] is value
+    values = {"model": "/m/x", "dataset": "/d/a.jsonl", "max_epochs": 1, "packing": yaml.safe_load(word)}
+    args, _ = carried(translated(yaml.safe_dump(values), "config.yaml"))
+    assert args["packing"] is value
+
+
+def test_a_log_level_may_be_its_number(translated):
+    args, _ = carried(translated(f"{SFT} --logging_level 20\n", "train.sh"))
+    assert args["logging_level"] == "INFO"

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_operator.translate import elsewhere
 from megatron_operator.translate.shell.literal import plain, plain_value
 from megatron_operator.translate.shell.nodes import is_evaluated
 from megatron_trainjob.args.availability import objection
@@ -20,7 +21,7 @@ from megatron_trainjob.args.parse import parse
 from megatron_trainjob.args.pixels import VARIABLES, value_of
 from megatron_trainjob.args.rules.data import PLACES
 from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
-from megatron_trainjob.args.value import WrongValue, read_value
+from megatron_trainjob.args.value import WrongValue, from_text, read_value
 
 Version = Literal["3.8", "3.9", "4"]
 VERSIONS: tuple[Version, ...] = ("3.8", "3.9", "4")
@@ -75,16 +76,26 @@ def translate(
 ) -> Translated:
     """The arguments of an ms-swift command. Without a version, it is inferred from names and layout."""
     kept, left_out = [], []
-    for name, value in _without_nulls(_quantized(written, task), task).items():
+    settings, remarks = elsewhere.in_our_places(_without_nulls(_quantized(written, task), task), task)
+    for name, value in settings.items():
         carried = _carried(name, value, task)
-        if carried.name == "hub_token":
+        if reason := _needless(name, value, task, settings):
+            left_out.append((name, value, reason))
+        elif carried.name == "hub_token":
             left_out.append((name, "(hidden)", SECRETS))
         else:
-            kept.append(carried)
+            is_told = name in remarks and not carried.remark.startswith(NOT_CARRIED)
+            kept.append(replace(carried, remark=remarks[name]) if is_told else carried)
     values = {each.name: each.value for each in kept}
     version = version or told_version(written, values, task, world_size)
     added = [] if task == "export" else list(_defaults(values, task, version))
     return Translated(arguments=(*kept, *added), left_out=tuple(left_out), version=version)
+
+
+def _needless(name: str, value: object, task: Task, settings: Mapping[str, object]) -> str:
+    if elsewhere.is_own_reference(name, value, settings):
+        return elsewhere.SAME_REFERENCE
+    return elsewhere.needless(name, value, task)
 
 
 def _quantized(written: Mapping[str, object], task: Task) -> Mapping[str, object]:
@@ -164,10 +175,7 @@ def _of_shell(name: str, value: object, task: Task) -> Carried:
         return Carried(name=argument.name if argument else name, value=value, remark=f"{NOT_CARRIED}: {NO_VALUE}")
     if argument is None:
         return Carried(name=name, value=value, remark=f"{NOT_CARRIED}: {explain_unknown(name, task)}")
-    if argument.is_list and isinstance(value, str):
-        value = [value]
-    if argument.type == "str" and isinstance(value, list) and len(value) == 1:
-        value = value[0]  # adapters is a list in 4.x
+    value = _in_its_form(argument, value)
     try:
         read = _plain(argument, value)
     except WrongValue as wrong:
@@ -184,6 +192,17 @@ def _of_shell(name: str, value: object, task: Task) -> Carried:
         return Carried(name=argument.name, value=read, remark=f"{NOT_CARRIED}: {message}")
     remark = f"was {name}" if alias else ""
     return Carried(name=argument.name, value=read, remark=remark)
+
+
+def _in_its_form(argument: Argument, value: object) -> object:
+    """The value as a list, a text or a truth value, where a command line or a configuration has another form of it."""
+    if (argument.name, str(value)) in elsewhere.OTHER_VALUES:
+        return elsewhere.OTHER_VALUES[argument.name, str(value)]
+    if argument.is_list and isinstance(value, str):
+        return [value]
+    if argument.type == "str" and isinstance(value, list) and len(value) == 1:
+        return value[0]  # adapters is a list in 4.x
+    return from_text(argument, str(value)) if argument.type == "bool" and isinstance(value, str | int) else value
 
 
 def _plain(argument: Argument, value: object) -> object:

@@ -21,6 +21,11 @@ EXPECTED = {
     "list[int]": "a list of whole numbers such as [64, 128]",
     "list[float]": "a list of numbers such as [0.5, 0.5]",
 }
+TRUTH = {
+    **dict.fromkeys(("true", "yes", "y", "t", "1"), True),
+    **dict.fromkeys(("false", "no", "n", "f", "0"), False),
+}
+"""The words of a command line for true and false, as the parser of transformers reads them."""
 
 
 class WrongValue(ValueError):
@@ -47,7 +52,7 @@ def from_text(argument: Argument, text: str) -> object:
     Text that does not fit the type is returned unchanged, so that `read_value` reports it.
     """
     if argument.type == "bool":
-        return {"true": True, "false": False}.get(text.lower(), text)
+        return TRUTH.get(text.lower(), text)
     if argument.type == "int":
         return _number(text)
     if argument.is_list and not text.lstrip().startswith("["):
