@@ -35,6 +35,7 @@ class Launch:
     source: the command as it was started. behind: the programs in front of it and around its script, with their
     options. exported: names of the variables that it was started with. unread: options of its launcher with a number
     of nodes or processes that is not known here. folder: the one that it was started in, None if that is not known.
+    private: variables that its shell kept to itself.
     """
 
     task: Task
@@ -47,6 +48,7 @@ class Launch:
     exported: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
     folder: str | None = None
+    private: frozenset[str] = frozenset()
 
 
 def find(commands: Iterable[Invocation], header: Sequence[str] = (), files: Files = no_file) -> list[Launch]:
@@ -174,6 +176,7 @@ def _recognized(command: Invocation, of_header: Ranks = NOT_SAID, files: Files =
         exported=frozenset(exported | passed.keys()),
         unread=tuple(each for group in (before, command.behind) for each in launchers.unread(group, files)),
         folder=command.folder,
+        private=command.private - passed.keys() - exported,
     )
 
 

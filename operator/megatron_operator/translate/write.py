@@ -19,6 +19,7 @@ from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
 from megatron_operator.translate.shell.folders import WORKDIR
 from megatron_operator.translate.shell.literal import plain
+from megatron_operator.translate.shell.nodes import is_evaluated
 from megatron_trainjob.args.pixels import NAMES, UNREAD, VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
@@ -116,7 +117,7 @@ def _as_word(value: object) -> str:
 def _spec(launch: Launch, pods: Pods, places: Places, arguments: Sequence[Carried]) -> dict[str, Any]:
     values = {each.name: each.value for each in arguments}
     gpus = _num_processes(launch, pods, values)
-    env, network = _environment(launch.environment, pods.env)
+    env, network = _environment(_seen(launch), pods.env)
     volumes = [
         {"name": name, "persistentVolumeClaim": {"claimName": f"{TO_FILL_IN}{name}"}} for name in places.mounts.values()
     ]
@@ -141,6 +142,26 @@ def _num_processes(launch: Launch, pods: Pods, values: Mapping[str, object]) -> 
     """Processes per pod: as given, else the minimum for the layout."""
     said = pods.num_processes or launch.num_processes
     return said or layout_ranks(values, launch.task)
+
+
+def _seen(launch: Launch) -> dict[str, str]:
+    """The variables that the command has from its shell, and those of secrets, which a pod may need all the same."""
+    return {
+        name: value
+        for name, value in launch.environment.items()
+        if SECRET.search(name) or (name not in launch.private and is_evaluated(value))
+    }
+
+
+def _unread(launch: Launch) -> list[str]:
+    """NAME=VALUE of variables that would be carried over, had another than a running shell their value."""
+    carried = (*CARRIED_VARIABLES, *NETWORK_VARIABLES)
+    return [
+        f"{name}={value}"
+        for name, value in launch.environment.items()
+        if name.startswith(carried) and name not in launch.private and name not in DEVICES
+        if not is_evaluated(value) and not SECRET.search(name)
+    ]
 
 
 def _environment(variables: Mapping[str, str], own: Iterable[Mapping[str, Any]]) -> tuple[list[Any], dict[str, str]]:
@@ -220,12 +241,16 @@ def _of_the_start(launch: Launch, values: Iterable[str]) -> list[str]:
     ran = _without_secrets(" ".join(launch.behind))
     left = sorted(name for name in launch.exported if name not in values and not _is_known(name))
     named = ", ".join(name for name in left if name not in UNREAD)
-    unread = ", ".join(name for name in left if name in UNREAD)
+    of_images = ", ".join(name for name in left if name in UNREAD)
     around = [f"Left out: its launcher: `{ran}`."] if any(word.startswith("-") for word in launch.behind) else []
+    unknown = [
+        f"Left out: {each} (only a running shell knows it; add its value to spec.env)." for each in _unread(launch)
+    ]
     return [
         *around,
+        *map(plain, unknown),
         *([f"Left out: variables {named}: add the relevant ones to spec.env."] if named else []),
-        *([f"Left out: variables {unread}: {OF_IMAGES}, {', '.join(NAMES)}."] if unread else []),
+        *([f"Left out: variables {of_images}: {OF_IMAGES}, {', '.join(NAMES)}."] if of_images else []),
     ]
 
 

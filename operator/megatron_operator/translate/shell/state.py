@@ -17,6 +17,7 @@ class Invocation:
 
     behind: the words of the programs that run the script it stands in, such as `docker run -v ... bash -c`.
     exported: names of the variables that only the programs it starts see. folder: the one that it is started in.
+    private: names of variables that the shell puts into words and passes to no program.
     """
 
     words: tuple[str, ...]
@@ -24,6 +25,7 @@ class Invocation:
     behind: tuple[str, ...] = ()
     exported: frozenset[str] = frozenset()
     folder: str | None = None
+    private: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,5 +90,6 @@ class Reader:
             behind=self.behind,
             exported=frozenset((*self.exported, *own)) - self.values.used,
             folder=self.values.folder,
+            private=frozenset(self.values.used) - self.exported - own.keys() - self.inherited,
         )
         (self.skipped if self.skips else self.found).append(invocation)

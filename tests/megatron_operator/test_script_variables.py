@@ -1,0 +1,59 @@
+"""mtj from-args: which variables of a script its command sees, and so spec.env and spec.network have."""
+
+import pytest
+import yaml
+
+from megatron_operator.cli.main import main
+
+RUN = "megatron sft --model /m/x --dataset /d/a.jsonl --max_epochs 1"
+
+
+@pytest.fixture
+def written(tmp_path, capsys):
+    """written(script): (spec, what is told)."""
+
+    def run(script: str):
+        (tmp_path / "train.sh").write_text(script)
+        assert main(["from-args", str(tmp_path / "train.sh")]) == 0
+        captured = capsys.readouterr()
+        return yaml.safe_load(captured.out)["spec"], captured.err
+
+    return run
+
+
+def names(spec):
+    return {each["name"] for each in spec.get("env", ())} | set(spec.get("network", {}).get("ncclEnv", ()))
+
+
+# (script, the variables that come along)
+SEEN = {
+    "a value of the script alone": (
+        f'WANDB_PROJ=p\nTORCH_LOG=/l\nmkdir $TORCH_LOG\n{RUN} --wandb_project "$WANDB_PROJ"\n',
+        set(),
+    ),
+    "exported and used": (
+        f"export HF_HOME=/c OMP_NUM_THREADS=4\nmkdir -p $HF_HOME\n{RUN}\n",
+        {"HF_HOME", "OMP_NUM_THREADS"},
+    ),
+    "in front": (f"NCCL_DEBUG=WARN HF_HOME=/c {RUN}\n", {"HF_HOME", "NCCL_DEBUG"}),
+    "exported later": (f"HF_HOME=/c\nmkdir -p $HF_HOME\nexport HF_HOME\n{RUN}\n", {"HF_HOME"}),
+    "all exported": (f"set -a\nHF_HOME=/c\nset +a\nls $HF_HOME\n{RUN}\n", {"HF_HOME"}),
+    "of a container": (f"docker run -e HF_HOME=/c image {RUN}\n", {"HF_HOME"}),
+    "a secret": (f"WANDB_API_KEY=hush\n[ -n $WANDB_API_KEY ] && {RUN}\n", {"WANDB_API_KEY"}),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_variables_that_the_command_sees_come_along(name, written):
+    script, expected = SEEN[name]
+    spec, _ = written(script)
+    assert names(spec) == expected
+
+
+def test_a_value_that_only_a_running_shell_knows_is_told_and_left_out(written):
+    spec, err = written(
+        f'export WANDB_NAME="run-$(date +%s)" HF_HOME=$SCRATCH/hf NCCL_IB_HCA=$(ls /sys) OMP_NUM_THREADS=2\n{RUN}\n'
+    )
+    assert names(spec) == {"OMP_NUM_THREADS"}
+    for each in ("WANDB_NAME=run-$(date +%s)", "HF_HOME=$SCRATCH/hf", "NCCL_IB_HCA=$(ls /sys)"):
+        assert f"Left out: {each} (only a running shell knows it; add its value to spec.env)." in err
