@@ -65,6 +65,10 @@ PLACES = {
         f"cd /nas/me/project\nmegatron sft --model ./models/x --dataset data/a.jsonl {A}",
         ("/nas/me/project/models/x", "/nas/me/project/data/a.jsonl", ["/nas/me"]),
     ),
+    "in a folder that is no owner on a Hub": (
+        f"cd /nas/me\nmegatron sft --model models/x --dataset datasets/a#10 {A}",
+        ("/nas/me/models/x", "/nas/me/datasets/a#10", ["/nas/me"]),
+    ),
     "in a folder of where it started": (
         f"cd scripts && megatron sft --model ../models/x --dataset a.jsonl {A}",
         ("/workdir/models/x", "/workdir/scripts/a.jsonl", ["/workdir"]),

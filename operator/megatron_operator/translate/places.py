@@ -26,7 +26,11 @@ FILE_SUFFIXES = (
     *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet"),
     *(".gz", ".bz2", ".zst", ".py", ".jinja"),
 )
-FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", "datasets/")
+FOLDERS_OF_REPOSITORIES = (
+    *("examples/", "output/", "outputs/", "megatron_output/", "data/", "dataset/", "datasets/"),
+    *("model/", "models/", "weights/", "ckpt/", "ckpts/", "checkpoint/", "checkpoints/", "pretrained/"),
+)
+"""Names of folders that are no owner on a Hub."""
 
 
 ABOVE = "lies above the folder that the command is started in, which only its machine knows; write the path in the pod"
@@ -43,6 +47,15 @@ class Places:
     known: tuple[str, ...] = ()
     folder: str = WORKDIR
     mounts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def volumes(self) -> dict[str, str]:
+        """The mounts without those that lie in another one, whose volume has their files."""
+        return {
+            path: name
+            for path, name in self.mounts.items()
+            if not any(path != other and is_below(path, other) for other in self.mounts)
+        }
 
     def place(self, path: str) -> str:
         """The path in the pod."""
@@ -93,7 +106,11 @@ def _placed(carried: Carried, places: Places, *, has_catalog: bool) -> Carried:
     else:
         value = places.place(str(carried.value)) if is_one(str(carried.value)) else carried.value
     remark = carried.remark
-    if carried.name in DATASETS and any(re.search(r"[*?]", str(entry)) for entry in _entries(value)) and not remark:
+    if (
+        carried.name in (*PATHS, *DATASETS)
+        and any(re.search(r"[*?]", str(entry)) for entry in _entries(value))
+        and not remark
+    ):
         remark = PATTERN
     if any(str(entry).startswith("../") for entry in _entries(value)) and not remark.startswith(NOT_CARRIED):
         remark = f"{NOT_CARRIED}: {ABOVE}"

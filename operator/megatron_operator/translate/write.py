@@ -119,9 +119,10 @@ def _spec(launch: Launch, pods: Pods, places: Places, arguments: Sequence[Carrie
     gpus = _num_processes(launch, pods, values)
     env, network = _environment(_seen(launch), pods.env)
     volumes = [
-        {"name": name, "persistentVolumeClaim": {"claimName": f"{TO_FILL_IN}{name}"}} for name in places.mounts.values()
+        {"name": name, "persistentVolumeClaim": {"claimName": f"{TO_FILL_IN}{name}"}}
+        for name in places.volumes.values()
     ]
-    mounts = [{"name": name, "mountPath": path} for path, name in places.mounts.items()]
+    mounts = [{"name": name, "mountPath": path} for path, name in places.volumes.items()]
     fields: dict[str, Any] = {
         "task": launch.task,
         "numNodes": pods.num_nodes or launch.num_nodes or 1,

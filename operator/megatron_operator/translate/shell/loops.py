@@ -24,7 +24,7 @@ def for_(reader: Reader, node: Node, statement: Statement) -> None:
     given = [word for child in node.children_by_field_name("value") for word in words(child, reader.values)]
     if name is None or body is None:
         return
-    known = [value for value in given if is_evaluated(value)]
+    known = [value for value in given if is_evaluated(value) and not _is_pattern(node, value)]
     if known != given:
         reader.tell(node, f"the values of ${source(name)} in this loop are not known: {' '.join(given)[:60]}")
         reader.values.variables.pop(source(name), None)
@@ -34,6 +34,11 @@ def for_(reader: Reader, node: Node, statement: Statement) -> None:
             reader.values.variables[source(name)] = value
         if _ends(reader, body, statement):
             break
+
+
+def _is_pattern(node: Node, value: str) -> bool:
+    """Whether a shell puts the names of files in its place."""
+    return bool(re.search(r"[*?]|\[.+\]", value)) and value in source(node)
 
 
 def counted(reader: Reader, node: Node, statement: Statement) -> None:
