@@ -127,14 +127,16 @@ def test_variables_of_kubernetes_and_of_the_shell_are_replaced(translate):
 def test_what_has_no_place_is_reported_in_the_manifest(translate):
     spec = {**TRAINS, "hostIPC": True, "dnsPolicy": "Default", "nodeSelector": {"gpu": "h100"}}
     spec["containers"] = [{**TRAINS["containers"][0], "securityContext": {}}, {"name": "logs", "image": "own:2"}]
-    manifest_of_job = job_object("PyTorchJob", {"pytorchReplicaSpecs": {"Master": replicas(spec, 1)}, "runPolicy": {}})
+    manifest_of_job = job_object(
+        "PyTorchJob", {"pytorchReplicaSpecs": {"Master": replicas(spec, 1)}, "runPolicy": {"schedulingPolicy": {}}}
+    )
     found, text, err = translate(manifest_of_job, job_object("Job", {"template": {"spec": TRAINS}}))
     assert found["podTemplate"] == {"spec": {"nodeSelector": {"gpu": "h100"}}}
     for part in (
         "containers logs",
         "dnsPolicy, hostIPC of the pod",
         "securityContext of the container",
-        "runPolicy of",
+        "runPolicy.schedulingPolicy of",
     ):
         assert part in text
     assert "not translated: Job beside the first one" in err

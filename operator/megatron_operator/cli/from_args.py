@@ -129,7 +129,7 @@ def _of_script(
     path: str | None = None,
 ) -> Source:
     variables = {entry["name"]: str(entry["value"]) for entry in pods.env if "value" in entry}
-    script = statements.read(text, folder, files, variables, path)
+    script = statements.read(text, folder, files, variables, path, pods.folder)
     used = launchers.of_header(script.header).used
     known = partial(_text_beside, script.files, folder)
     not_taken = [" ".join((each.source, *each.words))[:SHOWN_CHARACTERS] for each in launch.find(script.skipped)]

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from megatron_operator.translate import policies
 from megatron_trainjob.args import yaml_file
 
 Object = Mapping[str, Any]
@@ -24,6 +25,7 @@ POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "priorityClassName", "s
 )
 UNTOLD = frozenset(
     ("containers", "volumes", "restartPolicy", "terminationGracePeriodSeconds", "hostname", "subdomain", *POD_FIELDS)
+    + ("metadata", "hostNetwork")
 )
 """Fields of a pod that stand elsewhere or that the operator answers."""
 CONTAINER_FIELDS = frozenset(
@@ -37,10 +39,18 @@ TRAINERS = ("pytorch", "trainer", "node", "mpi", "main", "worker", "master", "la
 
 @dataclass(frozen=True, kw_only=True)
 class Pods:
-    """The part of a job besides its command, as plain Kubernetes fields. remarks: what has no counterpart."""
+    """The part of a job besides its command, as plain Kubernetes fields.
+
+    policies: fields of the new spec. folder: where its command starts. remarks: what has no counterpart.
+    """
 
     name: str = ""
     namespace: str = ""
+    labels: Object = field(default_factory=dict)
+    policies: Object = field(default_factory=dict)
+    folder: str | None = None
+    pod_metadata: Object = field(default_factory=dict)
+    host_network: bool = False
     num_nodes: int | None = None
     num_processes: int | None = None
     resources: Object = field(default_factory=dict)
@@ -94,7 +104,10 @@ def read(manifest: Object, others: Sequence[Object] = ()) -> Found:
         volumes=tuple(workers.pod.get("volumes") or first.pod.get("volumes") or ()),
         volume_mounts=tuple(of_workers.get("volumeMounts") or container.get("volumeMounts") or ()),
         pod_spec={name: workers.pod[name] for name in POD_FIELDS if name in workers.pod},
-        remarks=(*_left(workers.pod, of_workers), *_policies(manifest), *first.remarks),
+        pod_metadata=_metadata(workers.pod),
+        host_network=workers.pod.get("hostNetwork") is True,
+        folder=_folder(container),
+        remarks=(*_left(workers.pod, of_workers), *policies.remarks(manifest, ROLES), *first.remarks),
     )
     return Found(script=_script(container), pods=_named(pods, manifest), files=_files(first.pod, container, others))
 
@@ -175,11 +188,25 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _lone_pod(spec: Object) -> Iterator[_Role]:
-    yield _Role(pod=spec, count=1)
+    yield _Role(pod={name: value for name, value in spec.items() if name != "activeDeadlineSeconds"}, count=1)
 
 
 def _pod(template: Object | None) -> Object:
-    return (template or {}).get("spec") or {}
+    """The spec of a pod, with its metadata."""
+    found = template or {}
+    return {**(found.get("spec") or {}), **({"metadata": found["metadata"]} if found.get("metadata") else {})}
+
+
+def _metadata(pod: Object) -> dict[str, Any]:
+    """Labels and annotations of a pod."""
+    metadata = pod.get("metadata") or {}
+    return {name: metadata[name] for name in ("labels", "annotations") if metadata.get(name)}
+
+
+def _folder(container: Object) -> str | None:
+    """Where the command of a container starts."""
+    folder = str(container.get("workingDir") or "")
+    return folder.rstrip("/") if folder.startswith("/") and folder != "/" else None
 
 
 def _train_job(manifest: Object, others: Sequence[Object]) -> Found:
@@ -197,7 +224,9 @@ def _train_job(manifest: Object, others: Sequence[Object]) -> Found:
         volumes=tuple(pod.get("volumes") or ()),
         volume_mounts=tuple(container.get("volumeMounts") or ()),
         pod_spec={name: pod[name] for name in POD_FIELDS if name in pod},
-        remarks=(*_left(pod, {**container, **trainer}), *hidden),
+        host_network=pod.get("hostNetwork") is True,
+        folder=_folder({**container, **trainer}),
+        remarks=(*_left(pod, {**container, **trainer}), *policies.remarks(manifest, ROLES_OF_TRAIN_JOB), *hidden),
     )
     return Found(script=_script(trainer), pods=_named(pods, manifest), files=_files(pod, container, others))
 
@@ -212,7 +241,13 @@ def _overrides(overrides: Sequence[Object]) -> Object:
 
 def _named(pods: Pods, manifest: Object) -> Pods:
     metadata = manifest.get("metadata") or {}
-    return replace(pods, name=metadata.get("name", ""), namespace=metadata.get("namespace", ""))
+    return replace(
+        pods,
+        name=metadata.get("name", ""),
+        namespace=metadata.get("namespace", ""),
+        labels=policies.labels(manifest),
+        policies=policies.fields(manifest),
+    )
 
 
 def _trainer(containers: Sequence[Object]) -> Object:
@@ -252,21 +287,16 @@ def _left(pod: Object, container: Object) -> tuple[str, ...]:
     """Fields of the pod without a counterpart in the new manifest."""
     image = container.get("image")
     others = [str(each.get("name")) for each in (pod.get("containers") or ())[1:]]
-    fields = [name for name in pod if name not in UNTOLD]
-    own = [name for name in container if name not in CONTAINER_FIELDS]
+    is_of_host = pod.get("hostNetwork") is True and pod.get("dnsPolicy") == "ClusterFirstWithHostNet"
+    fields = [name for name in pod if name not in UNTOLD and not (name == "dnsPolicy" and is_of_host)]
+    told = CONTAINER_FIELDS | ({"workingDir"} if _folder(container) else set())
+    own = [name for name in container if name not in told]
     return (
         *((f"image {image}: the trainer has its own image",) if image else ()),
         *((f"containers {', '.join(others)}: add them to podTemplate.spec",) if others else ()),
         *((f"{', '.join(fields)} of the pod: add them to podTemplate.spec if they matter",) if fields else ()),
         *((f"{', '.join(own)} of the container",) if own else ()),
     )
-
-
-def _policies(manifest: Object) -> tuple[str, ...]:
-    """Fields for restarts and cleanup, which have other names here."""
-    named = [name for name in manifest.get("spec") or {} if name not in ROLES]
-    text = f"{', '.join(named)} of the {manifest['kind']}: docs/migrating.md names the counterparts"
-    return (text,) if named else ()
 
 
 def _number(value: object) -> int | None:
@@ -278,6 +308,7 @@ ROLES = frozenset(
     + ("replicatedJobs", "tasks", "leaderWorkerTemplate", "containers", "volumes", "restartPolicy")
     + ("completions", "parallelism", "rayClusterSpec", "entrypoint", "runtimeEnvYAML", *POD_FIELDS)
 )
+ROLES_OF_TRAIN_JOB = frozenset(("trainer", "runtimeRef", "podTemplateOverrides", "podSpecOverrides"))
 KINDS: Mapping[str, Callable[[Object], Iterator[_Role]]] = {
     "PyTorchJob": _pytorch_job,
     "TrainJob": _lone_pod,

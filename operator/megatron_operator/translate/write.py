@@ -68,9 +68,7 @@ def job(
     arguments, outputs = placed(translated.arguments, places)
     arguments = [*_hub_ids(arguments), *_use_hf(arguments)]
     spec = _spec(launch, pods, places, arguments)
-    metadata = {"name": _free_name(_job_name(pods.name or name), taken)} | (
-        {"namespace": pods.namespace} if pods.namespace else {}
-    )
+    metadata = {"name": _free_name(_job_name(pods.name or name), taken), **_of_metadata(pods)}
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
     untrained = _of_the_family(arguments)
     notes = [*_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
@@ -82,6 +80,11 @@ def job(
     not_carried = [f"spec.args.{each.name}: {each.remark}" for each in arguments if is_open(each)]
     comment = _comment([head, *untrained, _claims(spec, pods), *notes])
     return Written(text=comment + body, manifest=manifest, notes=(*untrained, *notes, *not_carried))
+
+
+def _of_metadata(pods: Pods) -> dict[str, Any]:
+    own = {"namespace": pods.namespace, "labels": dict(pods.labels)}
+    return {name: value for name, value in own.items() if value}
 
 
 def export(launch: Launch, translated: Translated) -> Written:
@@ -130,11 +133,15 @@ def _spec(launch: Launch, pods: Pods, places: Places, arguments: Sequence[Carrie
         "args": {each.name: each.value for each in arguments},
         "env": env,
         "envFrom": list(pods.env_from),
-        "network": {"ncclEnv": network} if network else None,
+        "network": _network(pods, network),
         "checkpoint": {"pvc": {"claimName": f"{TO_FILL_IN}checkpoints"}},
         "volumes": [*pods.volumes, *volumes],
         "volumeMounts": [*pods.volume_mounts, *mounts],
-        "podTemplate": {"spec": dict(pods.pod_spec)} if pods.pod_spec else None,
+        "podTemplate": {
+            **({"metadata": dict(pods.pod_metadata)} if pods.pod_metadata else {}),
+            **({"spec": dict(pods.pod_spec)} if pods.pod_spec else {}),
+        },
+        **pods.policies,
     }
     return {field: value for field, value in fields.items() if value}
 
@@ -165,18 +172,31 @@ def _unread(launch: Launch) -> list[str]:
     ]
 
 
+def _network(pods: Pods, variables: Mapping[str, str]) -> dict[str, Any]:
+    own = {"hostNetwork": True} if pods.host_network else {}
+    return {**own, **({"ncclEnv": dict(variables)} if variables else {})}
+
+
 def _environment(variables: Mapping[str, str], own: Iterable[Mapping[str, Any]]) -> tuple[list[Any], dict[str, str]]:
-    """(spec.env, spec.network.ncclEnv); a secret becomes a reference to a Secret, whatever its value was."""
-    env = [dict(entry) for entry in own if entry.get("name") not in RESERVED]
-    network: dict[str, str] = {}
-    for name, given in variables.items():
-        value = plain(given)
-        if name.startswith(NETWORK_VARIABLES):
-            network[name] = value
-        elif SECRET.search(name) and name.startswith(CARRIED_VARIABLES):
+    """(spec.env, spec.network.ncclEnv), each variable once, with the value that the command sees.
+
+    A secret becomes a reference to a Secret, whatever its value was.
+    """
+    values = {name: plain(value) for name, value in variables.items()}
+    network = {name: value for name, value in values.items() if name.startswith(NETWORK_VARIABLES)}
+    env = [
+        {**entry, "value": values.get(entry["name"], entry["value"])} if "value" in entry else dict(entry)
+        for entry in own
+        if entry.get("name") not in RESERVED and entry.get("name") not in network
+    ]
+    there = {entry.get("name") for entry in env}
+    for name, value in values.items():
+        if name in there or name in network or not name.startswith(CARRIED_VARIABLES):
+            continue
+        if SECRET.search(name):
             reference = {"secretKeyRef": {"name": f"{TO_FILL_IN}secret", "key": name}}
             env.append({"name": name, "valueFrom": reference})
-        elif name.startswith(CARRIED_VARIABLES) and name not in DEVICES:
+        elif name not in DEVICES:
             env.append({"name": name, "value": value})
     return env, network
 

@@ -26,6 +26,7 @@ from megatron_operator.translate.programs import (
 from megatron_operator.translate.shell import branches, loops
 from megatron_operator.translate.shell.assignments import assign, declare, restore_outer
 from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file, unset
+from megatron_operator.translate.shell.folders import WORKDIR
 from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.nodes import parsed, source
 from megatron_operator.translate.shell.parallel import of_parallel
@@ -43,16 +44,18 @@ def read(
     files: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     path: str | None = None,
+    start: str | None = None,
 ) -> Script:
     """The script's commands.
 
     folder: where the files lie that it sources or starts. files: others by their paths. environment: of its shell.
-    path: of the script, as it is started.
+    path: of the script, as it is started. start: the folder that it is started in.
     """
     given = dict(environment or {})
     reader = Reader(Values(given), folder, files=dict(files or {}), inherited=frozenset(given))
     reader.values.file = partial(read_file, reader)
     reader.values.script = reader.values.sourced = path
+    reader.values.folder = start or WORKDIR
     _read(reader, script)
     return Script(
         commands=tuple(reader.found),
