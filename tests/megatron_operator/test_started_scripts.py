@@ -47,3 +47,16 @@ def test_a_script_that_is_not_there_is_named(outer, capsys):
     err = capsys.readouterr().err
     assert "not translated: /shared/code/run_training.sh; this script does not lie there; pass it by itself" in err
     assert "contains no known training command" in err
+
+
+@pytest.mark.parametrize("start", ["python3 swift/cli/export.py", "python -m swift.cli.export", "swift export"])
+def test_an_export_by_its_program_is_one(outer, start, capsys):
+    assert main(["from-args", outer(f"{start} --model /m/x --to_mcore true --output_dir /m/y\n")]) == 0
+    assert capsys.readouterr().out.endswith("\nmtj export --model /m/x --to_mcore true --output_dir /m/y\n")
+
+
+def test_a_training_with_transformers_is_said_to_be_one(outer, capsys):
+    assert main(["from-args", outer("swift sft --model /m/x --dataset a\nswift infer --model /m/x\n")]) == 2
+    err = capsys.readouterr().err
+    assert "swift sft --model /m/x --dataset a; it trains with transformers, whose arguments have other names" in err
+    assert "swift infer --model /m/x; it neither trains nor exports" in err

@@ -29,7 +29,7 @@ from megatron_operator.translate.shell.literal import kept, kept_value, plain, p
 from megatron_operator.translate.write import Written
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.cli import written_values
-from megatron_trainjob.args.field import EVERY_TASK, Task
+from megatron_trainjob.args.field import EVERY_TASK, TRAINING, Task
 from megatron_trainjob.violation import Violation
 
 OF_THE_CALL = "the arguments of the script"
@@ -39,6 +39,7 @@ OF_THE_LAST = "the command gives it again behind; the last one counts"
 STRAY = "the shell takes it for a program; a comment or a blank behind a backslash ended the command"
 NO_COUNTERPART = "it neither trains nor exports; there is nothing like it here"
 NOT_HERE = "this script does not lie there; pass it by itself if it trains"
+OF_TRANSFORMERS = "it trains with transformers, whose arguments have other names; write it as megatron sft, pt or rlhf"
 NOT_TAKEN = "it is in a branch that the script's own values do not take"
 NO_PODS = Pods()
 NO_FILES: Mapping[str, str] = {}
@@ -114,6 +115,10 @@ def read(text: str, task: Task | None = None) -> Source:
     return _of_script(path.name, path.read_text(), path.parent, path=text)
 
 
+def _why_not(command: str) -> str:
+    return OF_TRANSFORMERS if command.split()[1:2] and command.split()[1] in TRAINING else NO_COUNTERPART
+
+
 def _tell(name: str, remarks: Iterable[str]) -> None:
     for each in remarks:
         print(f"{name or 'command'}: {plain(each)}", file=sys.stderr)
@@ -140,7 +145,7 @@ def _of_script(
             *script.remarks,
             *(f"not translated: {each}; {UNREAD}" for each in launch.unread(script.commands)),
             *(
-                f"not translated: {each[:SHOWN_CHARACTERS]}; {NO_COUNTERPART}"
+                f"not translated: {each[:SHOWN_CHARACTERS]}; {_why_not(each)}"
                 for each in launch.others(script.commands)
             ),
             *(f"not translated: {each}; {STRAY}" for each in launch.stray(script.commands)),

@@ -19,6 +19,8 @@ FOUND_BY_SHELL = re.compile(r"\$\((?:which|command -v)\s+([^\s)]+)\)")
 OWN_ARGUMENTS = re.compile(r"\$(?:[@*]|\{[@*][^}]*\})")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 NOT_SAID = Ranks()
+OF_SWIFT = re.compile(r"(?:^|[./])swift[./]cli[./]export(?:\.py)?$")
+"""The program of `swift export`; what trains beside it does so with transformers."""
 IN_A_WORD = re.compile(r"\b(?:megatron\s+(?:pt|sft|rlhf|export)|swift\s+export)\s+-")
 """A training in the text that another program gets, such as `tmux send-keys "megatron sft --model ..."`."""
 TORCH_OPTIONS = frozenset(
@@ -225,6 +227,8 @@ def _task(words: Sequence[str]) -> tuple[Task | None, list[str]]:
         task = _as_task(words[1])
         is_ours = program != "swift" or task == "export"
         return (task, words[2:]) if is_ours else (None, [])
+    if OF_SWIFT.search(words[0]):
+        return "export", words[1:]
     if "megatron" in words[0] and program.endswith((".py", "pt", "sft", "rlhf", "export")):
         return _as_task(re.split(r"[./]", program.removesuffix(".py"))[-1]), words[1:]
     return None, []
