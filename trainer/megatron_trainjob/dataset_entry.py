@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 HUBS = ("hf", "ms")
+FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+PACKED = (".gz", ".bz2", ".zst")
+"""Ends of the names of data files; all but parquet may also be packed."""
 
 
 @dataclass(frozen=True, kw_only=True)

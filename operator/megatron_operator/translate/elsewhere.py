@@ -121,8 +121,8 @@ def in_our_places(written: Mapping[str, object], task: Task) -> tuple[dict[str, 
     left: dict[str, object] = dict(written)
     remarks: dict[str, str] = {}
     for change in (_lifted, _passed_on, _dimensions, _reference, _order):
-        left, told = change(left, task)
-        remarks |= told
+        left, found = change(left, task)
+        remarks |= found
     return left, remarks
 
 

@@ -289,8 +289,8 @@ def _left(pod: Object, container: Object) -> tuple[str, ...]:
     others = [str(each.get("name")) for each in (pod.get("containers") or ())[1:]]
     is_of_host = pod.get("hostNetwork") is True and pod.get("dnsPolicy") == "ClusterFirstWithHostNet"
     fields = [name for name in pod if name not in UNTOLD and not (name == "dnsPolicy" and is_of_host)]
-    told = CONTAINER_FIELDS | ({"workingDir"} if _folder(container) else set())
-    own = [name for name in container if name not in told]
+    carried = CONTAINER_FIELDS | ({"workingDir"} if _folder(container) else set())
+    own = [name for name in container if name not in carried]
     return (
         *((f"image {image}: the trainer has its own image",) if image else ()),
         *((f"containers {', '.join(others)}: add them to podTemplate.spec",) if others else ()),

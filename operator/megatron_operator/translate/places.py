@@ -14,6 +14,7 @@ from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried
 from megatron_operator.translate.shell import folders
 from megatron_operator.translate.shell.folders import HOME, WORKDIR, is_below
 from megatron_operator.translate.shell.nodes import is_evaluated
+from megatron_trainjob import dataset_entry
 
 PATHS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "cached_dataset", "cached_val_dataset", "image_root")
 PATHS_OR_IDS = ("model", "dataset", "val_dataset", "mcore_model", "mcore_adapters", "adapters")
@@ -22,10 +23,7 @@ OUTPUTS = ("save", "tensorboard_dir", "wandb_save_dir")
 HUB_ID = re.compile(r"(?:(?:hf|ms|HF|MS)::)?[\w.-]+/[\w.-]+(?::[\w/,-]+)?(?:#\d+)?")
 BARE_NAME = re.compile(r"[\w-]+(?::[\w/,-]+)?(?:#\d+)?")
 DATASETS = ("dataset", "val_dataset")
-FILE_SUFFIXES = (
-    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet"),
-    *(".gz", ".bz2", ".zst", ".py", ".jinja"),
-)
+FILE_SUFFIXES = (*dataset_entry.FILES, *dataset_entry.PACKED, ".py", ".jinja")
 FOLDERS_OF_REPOSITORIES = (
     *("examples/", "output/", "outputs/", "megatron_output/", "data/", "dataset/", "datasets/"),
     *("model/", "models/", "weights/", "ckpt/", "ckpts/", "checkpoint/", "checkpoints/", "pretrained/"),

@@ -10,9 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from megatron_trainer.data.conversation.formats import Recognition, recognize
-from megatron_trainer.data.reading.read import read_file
+from megatron_trainer.data.reading.packed import PACKED
+from megatron_trainer.data.reading.read import READERS, read_file
 from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.values import RowError
+from megatron_trainjob import dataset_entry
 from tests.support.data.row_files import ROWS, packed, read, rows, write
 
 KINDS = (
@@ -307,3 +309,8 @@ def test_a_name_that_stands_twice_in_a_row_of_a_json_file_refuses_that_row(tmp_p
     with pytest.raises(RowError, match="a name is used twice in an object"):
         parse_row(line)
     assert parse_row(last) == {"query": "a"}
+
+
+def test_the_contract_knows_the_files_that_are_read():
+    """By these names `mtj validate` and `mtj from-args` tell files from names of data sets."""
+    assert (set(READERS), set(PACKED)) == (set(dataset_entry.FILES), set(dataset_entry.PACKED))

@@ -60,7 +60,8 @@ class Fuzz:
         return [{"type": "text", "text": text}] if self._chance(0.1) else text
 
     def _columns(self) -> Row:
-        question, answer = self._random.choice(QUESTIONS), self._random.choice(ANSWERS)
+        question = self._random.choice(QUESTIONS)
+        answer = self._random.choice(ANSWERS) if question != "source" else "target"
         fields: dict[str, object] = {question: self._text(), answer: self._text(), "id": 1}
         if self._chance(0.3) and question != "source":
             fields[self._random.choice(("input", "context"))] = self._text()

@@ -23,7 +23,6 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
-DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".bz2", ".zst"})
 DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "custom_dataset_info")
 FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "image_root")
 
@@ -162,7 +161,7 @@ def _wrong_companions(arguments: Object, mounted: Mapping[str, Path | None]) -> 
 
 def _missing_data(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
     # Names of custom_dataset_info may look like files; the trainer looks them up.
-    suffixes = frozenset() if arguments.get("custom_dataset_info") else DATA_SUFFIXES
+    suffixes = frozenset() if arguments.get("custom_dataset_info") else {*dataset_entry.FILES, *dataset_entry.PACKED}
     for name in DATA_ARGUMENTS:
         given = arguments.get(name)
         for entry in [given] if isinstance(given, str) else given or ():
