@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from megatron_operator.cluster.kubernetes import credential_plugin
+from megatron_operator.cluster.kubernetes.credential_plugin import Credential
 from megatron_trainjob.violation import Violation
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -22,10 +24,14 @@ TOKEN_AGE_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Our credentials: a token, the file that holds it (the kubelet renews it), or a certificate and its key."""
+    """Our credentials: a token, the file that holds it (the kubelet renews it), or a certificate and its key.
+
+    ask: gives the current ones where a program of the kubeconfig makes them.
+    """
 
     token: str | None = None
     token_file: Path | None = None
+    ask: Callable[[], Credential] | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
 
@@ -64,7 +70,9 @@ def connect(server: str, *, ca_file: Path | None, identity: Identity, verify: bo
 
 def token_reader(identity: Identity) -> Callable[[], str | None]:
     """Rereads the token file every minute: the kubelet renews it before it expires."""
-    file = identity.token_file
+    file, ask = identity.token_file, identity.ask
+    if ask is not None:
+        return lambda: ask().token
     if file is None:
         return lambda: identity.token
     read_at, token = float("-inf"), ""
@@ -91,13 +99,19 @@ def from_kubeconfig(path: Path) -> Connection:
     context = _named(config, "contexts", config.get("current-context"), path)["context"]
     cluster = _named(config, "clusters", context["cluster"], path)["cluster"]
     user = _named(config, "users", context["user"], path)["user"]
-    if "exec" in user or "auth-provider" in user:
-        problem = "credential plugins are not supported; use a service account's token or a certificate"
+    if "auth-provider" in user:
+        problem = (
+            "auth-provider is gone from Kubernetes since 1.26; use exec, a service account's token or a certificate"
+        )
         raise ValueError(str(Violation(path=str(path), value=context["user"], message=problem)))
+    ask = credential_plugin.asker(user["exec"], cluster, path) if user.get("exec") else None
+    if ask is not None:
+        user = {**user, **ask().as_user()}
     token_file = user.get("tokenFile")
     identity = Identity(
         token=user.get("token"),
         token_file=Path(token_file) if token_file else None,
+        ask=ask,
         certificate_file=_file(user, "client-certificate", path),
         key_file=_file(user, "client-key", path),
     )
