@@ -308,3 +308,14 @@ def test_every_field_that_must_wait_is_named_at_once(jobs: JobClient):
 def test_the_crd_fits_into_the_annotation_that_kubectl_apply_writes():
     compact = json.dumps(yaml.safe_load(CRD.read_text()), separators=(",", ":"))
     assert len(compact) < 150_000
+
+
+def test_the_page_shows_what_the_server_says_to_a_wrong_manifest(plane: ControlPlane):
+    page = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+    shown = page.split("$ kubectl apply -f wrong.yaml\n")[1].split("```")[0]
+    warnings, errors = (re.findall(r"^  (.*)$", part, flags=re.MULTILINE) for part in shown.split("The megatrontrain"))
+    wrong = {"tensor_model_paralel_size": 2, "lora_rank": 4}
+    refusal = problems(plane, manifest("wrong", numNode=2, args={**ARGS, **wrong}))
+    assert refusal.endswith("denied request: " + "; ".join(errors))
+    assert (len(warnings), len(errors)) == (1, 2)
+    assert warnings[0] in " ".join(plane.warnings)
