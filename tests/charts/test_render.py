@@ -84,6 +84,23 @@ def test_no_role_of_the_operator_reaches_secrets_or_exec(scope):
             assert not {"secrets", "pods/exec", "*"} & {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
 
 
+def granted(role: dict) -> set[tuple[str, str]]:
+    """(resource, verb) of each permission."""
+    return {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_users_may_do_with_jobs_what_they_may_with_deployments():
+    """Those of the cluster's own roles; kubectl scale and autoscalers write a resource of its own."""
+    roles = {role["metadata"]["name"].rpartition("-")[2]: granted(role) for role in of_kind(render(), "ClusterRole")}
+    reads = {("megatrontrainjobs", verb) for verb in ("get", "list", "watch")}
+    looks = {(f"megatrontrainjobs/{part}", "get") for part in ("status", "scale")}
+    changes = {"create", "delete", "deletecollection", "patch", "update"}
+    writes = {("megatrontrainjobs", verb) for verb in changes}
+    scales = {("megatrontrainjobs/scale", verb) for verb in ("patch", "update")}
+    assert roles["viewer"] == reads | looks
+    assert roles["editor"] == roles["admin"] == writes | looks | scales
+
+
 def test_the_crd_is_kept_on_uninstall_unless_set_otherwise():
     (kept,) = of_kind(render(), "CustomResourceDefinition")
     (dropped,) = of_kind(render(crds__keep=False), "CustomResourceDefinition")
