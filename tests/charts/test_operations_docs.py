@@ -20,7 +20,7 @@ from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.connection import Identity, connect
 from megatron_operator.core import events
-from megatron_operator.core.decide import failure
+from megatron_operator.core.decide import failure, waiting
 from megatron_operator.process import operate
 from megatron_operator.process.metrics import Metrics
 from megatron_operator.process.settings import Settings
@@ -63,11 +63,12 @@ def named(text: str) -> dict[str, set[str]]:
 
 
 def reasons() -> set[str]:
-    """Reasons of conditions, the part of `names` that its comments head so."""
+    """Reasons of conditions: the part of `names` that its comments head so, and those of pods that do not start."""
     source = Path(names.__file__).read_text()
     part = source[source.index("# Reasons of Admitted") : source.index("MAX_JOB_NAME_LENGTH")]
     listed = set(re.findall(r'^[A-Z_]+: Final = "(\w+)"', part, flags=re.MULTILINE))
-    return listed | {names.SPEC_WARNINGS, names.FAR_ABOVE_MEDIAN, failure.POD_DELETED}
+    of_pods = waiting.STUCK_REASONS | waiting.VOLUME_REASONS
+    return listed | of_pods | {names.SPEC_WARNINGS, names.FAR_ABOVE_MEDIAN, failure.POD_DELETED}
 
 
 def emitted() -> set[str]:
