@@ -24,6 +24,10 @@ class Unreachable(Exception):
     """The cluster or the job cannot be reached; the message is for the user."""
 
 
+class Unanswered(Unreachable):
+    """The cluster was asked and gave no answer, or an error: it may answer in a minute."""
+
+
 def escape(text: str) -> str:
     """Foreign text made safe for a terminal: without control characters, secrets and markup."""
     return markup.escape(shown.message(text))

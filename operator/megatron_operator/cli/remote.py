@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.cli.output import Unreachable
+from megatron_operator.cli.output import Unanswered, Unreachable
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig, namespace_of
 from megatron_operator.cluster.kubernetes.resource import EVENT, JOB, POD
@@ -94,7 +94,7 @@ def ask[Answer](
     try:
         return asyncio.run(answer())
     except ApiError as refusal:
-        raise Unreachable(f"{connection.server}: {refusal}") from refusal
+        raise Unanswered(f"{connection.server}: {refusal}") from refusal
 
 
 def _has_begun(pod: Object) -> bool:

@@ -11,11 +11,13 @@ from typing import Any
 from megatron_operator.api.schema.status import PHASES
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
-from megatron_operator.cli.output import FAILED, OK, Unreachable, error, out
+from megatron_operator.cli.output import FAILED, OK, Unanswered, Unreachable, error, out
 from megatron_operator.cluster.local.state import State
 
 Object = Mapping[str, Any]
 POLL_S = 1.0
+# A wait of hours outlasts an upgrade of the control plane.
+PATIENCE_S = 300.0
 OVER = ("Succeeded", "Failed")
 
 
@@ -37,7 +39,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(arguments: argparse.Namespace) -> int:
     """0 once the job is in the requested phase, 1 if it failed, can no longer reach it, or the time is up."""
-    read = _reader(arguments)
+    read = _patient(_reader(arguments))
     started = time.monotonic()
     while True:
         try:
@@ -62,6 +64,23 @@ def judge(wanted: str, phase: str) -> int | None:
     if phase == {"Complete": "Succeeded"}.get(wanted, wanted):
         return OK
     return FAILED if phase in OVER else None
+
+
+def _patient(read: Callable[[], Object]) -> Callable[[], Object]:
+    """The same reader, which gives its last answer for `PATIENCE_S` while a cluster that answered before does not."""
+    last: Object = {}
+    heard_at = float("-inf")
+
+    def patient() -> Object:
+        nonlocal last, heard_at
+        try:
+            last, heard_at = read(), time.monotonic()
+        except Unanswered:
+            if time.monotonic() - heard_at > PATIENCE_S:
+                raise
+        return last
+
+    return patient
 
 
 def _reader(arguments: argparse.Namespace) -> Callable[[], Object]:

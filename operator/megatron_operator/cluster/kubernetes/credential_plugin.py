@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,16 @@ class Credential:
 
 
 def asker(plugin: Object, cluster: Object, config: Path) -> Callable[[], Credential]:
-    """A function that asks the program, and again a minute before the answer expires. Raises ValueError, see `ask`."""
+    """A function that asks the program, and again a minute before the answer expires. Raises ValueError, see `ask`.
+
+    The same one for the same program: commands that poll read the kubeconfig again and again.
+    """
+    return _asker(json.dumps([plugin, cluster], default=str), config)
+
+
+@cache
+def _asker(described: str, config: Path) -> Callable[[], Credential]:
+    plugin, cluster = json.loads(described)
     known: Credential | None = None
 
     def credential() -> Credential:
