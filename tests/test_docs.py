@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from megatron_operator.api.schema.status import status
+from megatron_operator.api.spec import spec_schema
 from megatron_operator.cli.main import parser
 from megatron_operator.cli.trainer import PASSED_ON
+from megatron_trainjob.args.names import find_alias
+from megatron_trainjob.args.tree import ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path for where in ("*", "docs/**/*", "examples/*/*", "benchmarks/**/*") for path in ROOT.glob(f"{where}.md")
 )
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+PLACEHOLDERS = {"spec.FIELD", "spec.py"}
 FENCED = re.compile(r"^```.*?^```", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -74,6 +79,27 @@ def wrong_commands(page: Path) -> Iterator[str]:
             yield call
 
 
+def unknown_fields(page: Path) -> Iterator[str]:
+    """Fields of spec and status, written with a dot, that a job does not have."""
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        for root, path in re.findall(r"(?<![\w.])(spec|status)\.([A-Za-z_]+(?:(?:\[\])?\.[A-Za-z_]+)*)", code):
+            if f"{root}.{path}" not in PLACEHOLDERS and not has_field(root, re.split(r"(?:\[\])?\.", path)):
+                yield f"{root}.{path}"
+
+
+def has_field(root: str, path: list[str]) -> bool:
+    """Whether a job has it; the parts of Kubernetes' own objects are not looked at."""
+    if (root, path[0]) == ("spec", "args"):
+        return all(name in ARGUMENTS or find_alias(name, "sft") for name in path[1:])
+    schema = spec_schema() if root == "spec" else status()
+    for part in path:
+        fields = schema.get("properties") or schema.get("items", {}).get("properties")
+        if fields and part not in fields:
+            return False
+        schema = (fields or {}).get(part, {})
+    return True
+
+
 @each_page
 def test_links_lead_somewhere(page: Path) -> None:
     assert list(broken_links(page)) == []
@@ -82,6 +108,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 @each_page
 def test_tables_are_whole(page: Path) -> None:
     assert list(broken_rows(page)) == []
+
+
+@pytest.mark.parametrize(
+    "page", [each for each in PAGES if each.parent.name in ("docs", "decisions")], ids=lambda page: page.name
+)
+def test_fields_that_a_page_names_exist(page: Path) -> None:
+    assert list(unknown_fields(page)) == []
 
 
 @pytest.mark.parametrize("page", [each for each in PAGES if "results" not in each.parts], ids=lambda page: page.name)
