@@ -17,6 +17,7 @@ from local_cluster.helm_chart import NAMESPACE, of_kind, render
 from megatron_trainjob import images
 
 pytestmark = pytest.mark.cluster
+ROOT = helm_chart.CHART.parents[1]
 
 
 def kinds(objects):
@@ -112,7 +113,7 @@ def test_the_notes_and_the_page_name_all_that_an_uninstall_leaves():
     kept = [each for each in render() if "helm.sh/resource-policy" in each["metadata"].get("annotations", {})]
     assert len(kept) == 5
     notes = (helm_chart.CHART / "templates" / "NOTES.txt").read_text()
-    page = (helm_chart.CHART.parents[1] / "docs" / "operator.md").read_text()
+    page = (ROOT / "docs" / "operator.md").read_text()
     for each in kept:
         assert f"[{each['kind']}] {each['metadata']['name']}\n" in page
         assert each["kind"].lower() in notes.replace("delete crd", "customresourcedefinition")
@@ -167,6 +168,18 @@ def test_monitoring_and_network_policy_come_when_asked_for():
     assert not {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} & kinds(render())
 
 
+def test_alerts_link_to_their_sections_of_the_runbook():
+    on = {"metrics__prometheusRule__enabled": True}
+    url = "https://git.example.com/docs/runbook.md"
+    (linked,) = of_kind(render(metrics__prometheusRule__runbookUrl=url, **on), "PrometheusRule")
+    (bare,) = of_kind(render(**on), "PrometheusRule")
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), flags=re.MULTILINE)
+    rules = linked["spec"]["groups"][0]["rules"]
+    assert [rule["alert"] for rule in rules] == headings
+    assert [rule["annotations"]["runbook_url"] for rule in rules] == [f"{url}#{each.lower()}" for each in headings]
+    assert all(set(rule["annotations"]) == {"summary"} for rule in bare["spec"]["groups"][0]["rules"])
+
+
 # Every switch of the chart, away from its default.
 SWITCHES = {
     "fullnameOverride": "trainer-operator",
@@ -200,6 +213,7 @@ SWITCHES = {
     "webhook__existingSecret": "certificate",
     "metrics__serviceMonitor__enabled": True,
     "metrics__prometheusRule__enabled": True,
+    "metrics__prometheusRule__runbookUrl": "https://git.example.com/docs/runbook.md",
     "metrics__dashboard__enabled": True,
     "networkPolicy__enabled": True,
     "podDisruptionBudget__enabled": False,
