@@ -11,6 +11,7 @@ from megatron_operator.cluster.kubernetes.events import event_name
 from megatron_operator.core import events, reconcile
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import NOW, beat, failed, job, pod, seen
 
 SITUATIONS = {
@@ -109,3 +110,9 @@ def test_a_second_restart_and_a_second_suspension_are_events_of_their_own():
     again = reconcile.plan(job({"suspend": True}), seen(status=resumed.status), NOW + 20)
     assert [event.reason for event in again.events] == ["JobSuspended"]
     assert not names_of(suspended.events) & names_of(again.events)
+
+
+def test_the_pause_before_a_restart_is_the_back_off_to_the_second():
+    plan = reconcile.plan(job(), seen(failed(0), pod(1)), NOW + 0.788)
+    assert plan.status["restarts"]["nextRetryTime"] == to_text(NOW + 11)
+    assert plan.events[-1].message == "Starting attempt 1 in 10 s (PodFailed)."

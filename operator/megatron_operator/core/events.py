@@ -84,7 +84,7 @@ def _restarting(condition: Object, status: Object) -> Emitted:
         return
     first = "JobHung" if names.HUNG in (condition["reason"], last.get("reason") if is_cause else "") else "PodFailed"
     yield began, _warning(first, _cause(last) if is_cause else condition["message"], of)
-    wait_s = (to_seconds(restarts.get("nextRetryTime")) or began) - began
+    wait_s = (to_seconds(restarts.get("nextRetryTime")) or began) - max(began, _decided_at(status))
     wait = f" in {wait_s:.0f} s" if wait_s > 0 else ""
     why = f" ({condition['reason']})" if is_true else ""
     where = " in place" if "podAttempt" in restarts else ""
@@ -94,6 +94,11 @@ def _restarting(condition: Object, status: Object) -> Emitted:
 def _restarted_at(condition: Object, status: Object) -> float:
     """When the latest restart was decided: the condition stays True across restarts."""
     return max(_at(condition), to_seconds(status.get("lastRestartTime")) or 0.0)
+
+
+def _decided_at(status: Object) -> float:
+    """When the latest restart was decided, to the millisecond; other times have whole seconds."""
+    return to_seconds((status.get("lastRestart") or {}).get("decidedTime")) or 0.0
 
 
 def _cause(last: Object) -> str:
