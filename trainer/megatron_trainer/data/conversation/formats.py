@@ -99,7 +99,7 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     if settings.needs_margin:
         target = (preference.margin(columns),)
     if settings.needs_question and not _asks(messages):
-        detail = f"its columns are {', '.join(columns)}; name its column with columns: {{x: query}}"
+        detail = f"its columns are {', '.join(columns)}; name its column with columns: {{x: query}}, or pre-train (pt)"
         raise RowError("the row has no question", detail)
     placeholders = _placeholders(columns, settings)
     tools = pick(columns, TOOLS, "tools")
