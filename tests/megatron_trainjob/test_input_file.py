@@ -54,6 +54,12 @@ def test_a_pointer_of_git_lfs_in_place_of_a_file_of_the_model_is_named_with_the_
     )
 
 
+def test_a_text_is_read_as_an_editor_shows_it(tmp_path):
+    """Notepad writes a byte order mark and \\r\\n, of which neither belongs to a system prompt or a token."""
+    (tmp_path / "system.txt").write_bytes("\ufeffGrüß dich.\r\n\r\nBe brief.\rAnd kind.\n".encode())
+    assert input_file.read_text(tmp_path / "system.txt") == "Grüß dich.\n\nBe brief.\nAnd kind.\n"
+
+
 def test_a_file_of_10_terabytes_is_not_read(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(10 * 2**40)

@@ -65,8 +65,12 @@ def read_bytes(path: Path, *, most_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, *, most_bytes: int = MAX_BYTES) -> str:
-    """The content of a UTF-8 file. Raises ValueError (UnfitFile, or invalid UTF-8) and OSError."""
-    return read_bytes(path, most_bytes=most_bytes).decode()
+    """The content of a UTF-8 file, without a byte order mark and with line ends of \\n, as open() reads it.
+
+    Raises ValueError (UnfitFile, or invalid UTF-8) and OSError.
+    """
+    text = read_bytes(path, most_bytes=most_bytes).decode("utf-8-sig")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, *, most_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN401 - JSON holds anything

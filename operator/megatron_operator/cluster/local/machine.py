@@ -5,7 +5,6 @@ Only for paths that exist here: local ones, and those below a mount whose folder
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from megatron_operator.api.spec import spec_schema
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.mounts import is_below
-from megatron_trainjob import dataset_entry, hub_cache, processor_folder, tokenizer_folder, weight_files
+from megatron_trainjob import dataset_entry, hub_cache, input_file, processor_folder, tokenizer_folder, weight_files
 from megatron_trainjob.args import head
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
@@ -83,7 +82,7 @@ def read_hf_config(manifest: Object, mounted: Mapping[str, Path | None]) -> Obje
 
 def _config(folder: Path) -> Object | None:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = input_file.read_json(folder / "config.json")
     except (OSError, ValueError):
         return None
     return config if isinstance(config, Mapping) else None
