@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,17 @@ def test_padding_free_false_pads_rows_and_changes_no_loss(train, plain):
     run = train(padding_free=False, micro_batch_size=2, dataloader_type="single")
     free = train(micro_batch_size=2, dataloader_type="single")
     assert run.column("lm loss") == pytest.approx(free.column("lm loss"), abs=1e-5)
+
+
+def test_a_tokenizer_that_names_no_token_to_pad_with_trains_alike(train, llama, tmp_path):
+    model = shutil.copytree(llama, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    named = {name: token for name, token in settings.items() if name not in ("pad_token", "eos_token")}
+    (model / "tokenizer_config.json").write_text(json.dumps(named))
+    padded = {"padding_free": False, "micro_batch_size": 2, "dataloader_type": "single", "train_iters": 2}
+    without, usual = train(model=str(model), **padded), train(**padded)
+    assert without.exit_code == 0, without.message
+    assert without.column("lm loss") == usual.column("lm loss")
 
 
 @effect("to_hf")

@@ -62,6 +62,12 @@ def max_length(args: TrainArgs, spec: ModelSpec) -> int:
     return derive.max_length(args, spec.config) or spec.model.max_position_embeddings
 
 
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What rows are filled up with: nothing attends to it and no loss counts it, so any token will do."""
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((number for number in named if isinstance(number, int)), 0)
+
+
 def _shape(
     args: TrainArgs,
     task: TrainingTask,
@@ -69,8 +75,7 @@ def _shape(
     tokenizer: PreTrainedTokenizerBase,
     images: ImageRows | None,
 ) -> RowShape:
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    shape = row_shape(args, pad_id=pad_id)
+    shape = row_shape(args, pad_id=_pad_id(tokenizer))
     if images is not None:
         reads = bool(parallel_state.is_pipeline_first_stage(ignore_virtual=True))
         shape = replace(shape, vision=spec.model.vision, images=images.reader, reads_pixels=reads)
