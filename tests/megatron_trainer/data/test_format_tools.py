@@ -37,6 +37,33 @@ def test_tool_calls_in_every_dialect(turn, tool):
     assert messages[2] == Message(role="tool", content="blue", alias="" if tool == "tool" else tool)
 
 
+def test_calls_and_results_among_the_parts_of_turns_are_calls_and_results():
+    """As Anthropic's API has them: a result is part of the user's next turn."""
+    said = {"type": "text", "text": "I look."}
+    call = {"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "sky"}}
+    blue = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "blue"}]}
+    cold = {"type": "tool_result", "tool_use_id": "c2", "content": "cold"}
+    asked, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "Blue."}
+    results = {"role": "user", "content": [blue, cold, {"type": "text", "text": "Well?"}]}
+    row = {"messages": [asked, {"role": "assistant", "content": [said, call]}, results, answer]}
+    found = recognize(row, PLAIN)
+    assert [(turn.role, turn.content) for turn in found.messages] == [
+        ("user", "?"),
+        ("assistant", "I look."),
+        ("tool", "blue"),
+        ("tool", "cold"),
+        ("user", "Well?"),
+        ("assistant", "Blue."),
+    ]
+    assert found.messages[1].extra == {"tool_calls": [{**CALL, "id": "c1"}]}
+    assert [turn.extra for turn in found.messages[2:4]] == [{"tool_call_id": "c1"}, {"tool_call_id": "c2"}]
+    assert found.notes == ()
+    [_, wordless, *_] = recognize(
+        {"messages": [asked, {"role": "assistant", "content": [call]}, results, answer]}, PLAIN
+    ).messages
+    assert (wordless.content, len(wordless.calls)) == ("", 1)
+
+
 def test_calls_that_follow_each_other_are_one_turn():
     call = {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": "sky"}}'}
     row = {"messages": [*chat(), call, call]}

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from megatron_trainer.data.conversation.conserve import SCHEMAS
@@ -62,6 +63,8 @@ PAIR_KEYS = {
 }
 CALL_KEYS = ("tool_calls", "function_call")
 ARGUMENT_KEYS = ("arguments", "parameters", "input", "args")
+CALL_PART, RESULT_PART = "tool_use", "tool_result"
+"""Parts of Anthropic's messages: a call in an answer, a result in the user's turn after it."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -209,12 +212,17 @@ def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
         yield Message(role="assistant", content="", loss=_loss(turn, number), extra={"tool_calls": calls}), True
     elif canonical == "assistant":
         yield _answer(turn, content, number), False
+    elif canonical == "user" and _has_part(content, RESULT_PART):
+        yield from ((message, False) for message in _with_results(content, number))
     elif canonical != "system" or content is not None:
         yield _other(turn, canonical, name, content, number), False
 
 
 def _answer(turn: Mapping[str, object], content: object, number: int) -> Message:
     calls = [call for key in CALL_KEYS for call in _calls_in(turn, key)]
+    if _has_part(content, CALL_PART):
+        calls += [_tool_call(part) for part in content if _is_part(part, CALL_PART)]  # type: ignore[attr-defined]
+        content = [part for part in content if not _is_part(part, CALL_PART)]  # type: ignore[attr-defined]
     thoughts = [text_of(turn[key], f"message {number}") for key in THOUGHT_KEYS if turn.get(key)]
     spoken, inside = _without_thoughts(content)
     thought = "\n\n".join(dict.fromkeys(text for text in (*thoughts, *inside) if text.strip()))
@@ -242,6 +250,24 @@ def _other(turn: Mapping[str, object], role: str, name: str, content: object, nu
         alias=name if name != role else "",
         extra={key: turn[key] for key in PASSED_ON if turn.get(key) is not None},
     )
+
+
+def _with_results(content: list[Any], number: int) -> Iterator[Message]:
+    """The results of tools among the parts of a user's turn, as turns of their own, and what the user says beside."""
+    for is_result, parts in groupby(content, key=lambda part: _is_part(part, RESULT_PART)):
+        if not is_result:
+            yield Message(role="user", content=text_of(list(parts), f"message {number}"))
+            continue
+        for part in parts:
+            yield _other({"tool_call_id": part.get("tool_use_id")}, "tool", "tool", part.get("content"), number)
+
+
+def _has_part(content: object, kind: str) -> bool:
+    return isinstance(content, list) and any(_is_part(part, kind) for part in content)
+
+
+def _is_part(part: object, kind: str) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == kind
 
 
 def _is_data(content: object) -> bool:
