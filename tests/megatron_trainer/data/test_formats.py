@@ -279,6 +279,13 @@ def test_answers_in_json_that_are_no_turns_stay_texts(answer):
     assert found.notes == ()
 
 
+def test_parts_of_text_in_a_column_are_one_text():
+    parts = [{"type": "text", "text": "4"}]
+    found = recognize({"prompt": "2+2?", "completion": parts}, PLAIN)
+    assert turns(found.messages) == ASKED
+    assert found.notes == ()
+
+
 def test_an_answer_that_is_a_whole_conversation_in_json_is_trained_as_it_is_and_noted():
     answer = json.dumps(chat())
     found = recognize({"query": "2+2?", "response": answer}, PLAIN)

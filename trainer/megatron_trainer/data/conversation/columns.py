@@ -71,7 +71,7 @@ PARTS_OF_A_TASK = frozenset(
         *("article", "background", "document", "documents", "evidence", "facts", "knowledge", "paragraph", "passage"),
         *("passages", "premise", "reference", "references", "retrieved", "sentence", "story", "table", "persona"),
         *("chain_of_thought", "cot", "explanation", "rationale", "hint", "hints", "demonstrations", "example"),
-        *("examples", "few_shot", "choices", "options", "task", "mask", "train"),
+        *("examples", "few_shot", "choices", "options", "task", "mask", "train", "instruction"),
     }
 )
 """Columns that are not read but look like part of the context of the answer."""

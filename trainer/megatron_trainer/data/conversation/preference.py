@@ -43,7 +43,7 @@ def chosen_beside(row: Columns, listed: object, choose: Texts) -> Turns:
     given = parse_messages(listed)
     answer = as_turns(row["chosen"]) or (_answer(choose(row["chosen"]), "chosen"),)
     if any(turn.role == "user" for turn in answer):
-        if listed != row["chosen"]:
+        if given != answer:
             row.tell("the turns of chosen and rejected are used, not those of messages")
         return with_prompt(row, "chosen")
     if given[-1].role != "assistant":

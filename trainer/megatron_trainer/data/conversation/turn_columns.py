@@ -53,12 +53,14 @@ def unpacked(fields: Row) -> tuple[Row, tuple[str, ...]]:
 
 def _turns_of_text(name: str, text: str) -> list[object] | None:
     """The turns whose JSON text this is; None for any other text."""
+    spoken = _SPOKEN.search(text)
+    if spoken is None or plain_role(spoken[1]) not in ROLES:  # cheap, where answers are JSON of another kind or code
+        return None
     try:
         value = parse_json(text, name)
     except RowError:
-        spoken = _SPOKEN.search(text)
         is_damaged = text.lstrip().startswith("[") and text.rstrip().endswith("]")
-        if name in (*_JUDGED, "prompt", "completion") and is_damaged and spoken and plain_role(spoken[1]) in ROLES:
+        if is_damaged and name in (*_JUDGED, "prompt", "completion"):
             raise
         return None
     turns = value if isinstance(value, list) else [value]

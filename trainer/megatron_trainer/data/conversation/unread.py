@@ -43,7 +43,8 @@ def unread_keys(value: object) -> tuple[str, ...]:
         return ()
     unread: dict[str, None] = {}
     for turn in turns:
-        if isinstance(turn, Mapping) and not _is_plain(turn):
+        is_part = isinstance(turn, Mapping) and "type" in turn and first(turn, ROLE_KEYS) is None
+        if isinstance(turn, Mapping) and not is_part and not _is_plain(turn):
             unread |= dict.fromkeys(_unread(turn))
     return tuple(unread)
 
