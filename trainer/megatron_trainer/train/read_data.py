@@ -64,8 +64,8 @@ def max_length(args: TrainArgs, spec: ModelSpec) -> int:
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What rows are filled up with: nothing attends to it and no loss counts it, so any token will do."""
-    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((number for number in named if isinstance(number, int)), 0)
+    number = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return 0 if number is None else number
 
 
 def _shape(
