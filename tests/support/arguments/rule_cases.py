@@ -180,6 +180,8 @@ CASES = [
         for names, good, bad in (
             (("model", "load", "adapter_load", "ref_load", "ref_adapter_load"), "a$.b", "$HOME/m"),
             (("save", "tensorboard_dir", "image_root"), "a$.b", "${OUT}/m"),
+            (("model", "load", "save", "tensorboard_dir"), "a~/~b", "~/m"),
+            (("dataset", "cached_val_dataset"), ("~a", "b~"), ("a", "~me/x.jsonl")),
             (("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"), ("a",), ("a", "${D}/x.jsonl")),
         )
         for name in names

@@ -18,6 +18,7 @@ PLACES = (
     *("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "image_root"),
 )
 SHELL_VARIABLE = re.compile(r"\$(?:\{?[A-Za-z_0-9@*]|\()|`")
+HOME = re.compile(r"~(?:[\w-]*/|$)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 ROPE_SCALINGS = ("linear", "dynamic", "yarn")
 
@@ -75,12 +76,15 @@ def training_data_is_given(facts: Facts) -> str:
 
 
 def _no_variable_of_a_shell(name: str) -> Rule:
-    """A manifest is no script: `$DATA` would be a folder of that very name."""
+    """A manifest is no script: `$DATA` and `~` would be folders of that very name."""
 
     def broken(facts: Facts) -> str:
         values = _listed(getattr(facts.args, name))
         found = next((value for value in values if SHELL_VARIABLE.search(value)), "")
-        return f"has a variable of a shell in {found!r}, which nothing replaces here; write its value" if found else ""
+        if found:
+            return f"has a variable of a shell in {found!r}, which nothing replaces here; write its value"
+        home = next((value for value in values if HOME.match(value)), "")
+        return f"begins with the ~ of a shell in {home!r}, which nothing replaces here; write the path" if home else ""
 
     return Rule(name=f"{name}_is_no_variable_of_a_shell", about=(name,), broken=broken)
 
