@@ -145,6 +145,15 @@ def test_the_cache_of_a_repository_is_not_read_with_all_its_revisions(tmp_path):
     assert len(rows(tmp_path / "snapshots" / "new")) == 1
 
 
+def test_a_subset_that_a_folder_cannot_have_is_refused_and_not_left_aside(tmp_path):
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="without configurations; name a split by its folder: .*saved/..."):
+        open_source(parse_spec(f"{tmp_path}/saved:train"))
+    write_splits(tmp_path / "plain", ["en/train.jsonl", "de/train.jsonl"])
+    with pytest.raises(ValueError, match="names no configurations, so there is no en; use .*plain/en"):
+        open_source(parse_spec(f"{tmp_path}/plain:en"))
+
+
 def test_a_file_with_subsets_is_refused_as_a_file(tmp_path):
     write_splits(tmp_path, ["a.jsonl"])
     with pytest.raises(ValueError, match="is a file, which has neither subsets nor splits"):

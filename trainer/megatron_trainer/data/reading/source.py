@@ -153,6 +153,8 @@ def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) ->
     if found := hub_cache.snapshot(folder):
         raise ValueError(f"is the cache of a Hub repository, which may hold several revisions; use {found}")
     if _is_saved(folder):
+        if subsets:
+            raise ValueError(f"was saved by datasets, without configurations; name a split by its folder: {folder}/...")
         saved = _saved(folder)
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         table = split.choose(splits, wanted, str(folder))

@@ -71,7 +71,8 @@ def folder_splits(folder: Path, subsets: Sequence[str] = ()) -> dict[str, tuple[
     configurations = _configurations(folder)
     if not configurations:
         if subsets:
-            raise ValueError(f"its README.md names no configurations, so there is no {', '.join(subsets)}")
+            hint = f"; use {folder / subsets[0]}" if (folder / subsets[0]).is_dir() else ""
+            raise ValueError(f"its README.md names no configurations, so there is no {', '.join(subsets)}{hint}")
         return _or_all(folder, _resolved(folder, {}))
     splits: dict[str, tuple[Path, ...]] = {}
     for name in subsets or (_default(configurations),):
