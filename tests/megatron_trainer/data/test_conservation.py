@@ -61,6 +61,14 @@ def test_a_part_without_a_place_drops_the_row(kind, messages):
     assert reason in kept.notes
 
 
+def test_names_of_speakers_that_the_template_does_not_print_are_noted():
+    row = {"messages": [{**ASK, "name": "Zoe_7"}, {**ANSWER, "name": None}]}
+    assert encode(row).notes == ("the chat template leaves out the names of speakers (name)",)
+    naming = SMOL.replace("message['role'] +", "message['role'] + (message['name'] or '') +", 1)
+    assert "Zoe_7" in rendered(row, template=naming)[0]
+    assert encode(row, template=naming).notes == ()
+
+
 def test_tools_results_and_system_prompts_without_a_place_drop_the_row():
     silent = SMOL.replace("{% for message in messages %}", "{% for message in messages if message.role != 'tool' %}")
     row = {"messages": [ASK, answer("Let me look."), RESULT, ANSWER]}

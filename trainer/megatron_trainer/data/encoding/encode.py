@@ -267,7 +267,8 @@ class Encoder:
         kinds = dict.fromkeys(f"{LEFT_OUT} {loss.kind}" for loss in rendering.lost)
         if rendering.lost and (is_whole or not self.settings.keeps_incomplete):
             raise RowError(next(iter(kinds)), rendering.lost[0].detail)
-        marked, notes = spans(rendering, messages, loss_scale), (*rendering.notes, *kinds)
+        marked = spans(rendering, messages, loss_scale)
+        notes = (*rendering.notes, *kinds, *_unnamed(rendering.text, messages))
         if self._images is None or not conversation.media:
             return _Text(text=rendering.text, spans=marked, notes=notes)
         shifted, media = self._images.shown(rendering.text, messages, conversation.media)
@@ -357,6 +358,12 @@ def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tup
 
 def _is_binary(weights: NDArray[np.float32]) -> bool:
     return bool(((weights == 0) | (weights == 1)).all())
+
+
+def _unnamed(text: str, messages: Sequence[Message]) -> list[str]:
+    """A note about names of speakers that few templates print; those of tools are found by their calls."""
+    names = {str(message.extra["name"]) for message in messages if message.role != "tool" and "name" in message.extra}
+    return [] if all(name in text for name in names) else [f"{LEFT_OUT} the names of speakers (name)"]
 
 
 def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
