@@ -64,6 +64,12 @@ def test_calls_and_results_among_the_parts_of_turns_are_calls_and_results():
     assert (wordless.content, len(wordless.calls)) == ("", 1)
 
 
+def test_a_turn_of_a_call_may_have_a_thought():
+    call = {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": "sky"}}', "reasoning_content": "hm"}
+    found = recognize({"messages": [chat()[0], call]}, PLAIN)
+    assert (found.messages[1].thought, found.messages[1].calls, found.notes) == ("hm", [CALL], ())
+
+
 def test_calls_that_follow_each_other_are_one_turn():
     call = {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": "sky"}}'}
     row = {"messages": [*chat(), call, call]}

@@ -175,7 +175,7 @@ class OddRows:
         self._beside(turn, 0.05)
         if "content" in turn and content and self._maybe(0.05):
             turn["value"] = self._word("unread", is_ordered=False)
-        if role != "assistant" and self._maybe(0.03):
+        if role not in ("assistant", "call") and self._maybe(0.03):
             turn[self._one_of(*THOUGHTS)] = self._word("unread", is_ordered=False)
         return turn
 

@@ -209,7 +209,11 @@ def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
     content = first(turn, CONTENT_KEYS)
     if canonical == "tool_call":
         calls = _tool_calls(content if content is not None else turn.get("tool_calls"))
-        yield Message(role="assistant", content="", loss=_loss(turn, number), extra={"tool_calls": calls}), True
+        thought = "\n\n".join(_thoughts(turn, number))
+        call = Message(
+            role="assistant", content="", loss=_loss(turn, number), extra={"tool_calls": calls}, thought=thought
+        )
+        yield call, True
     elif canonical == "assistant":
         yield _answer(turn, content, number), False
     elif canonical == "user" and _has_part(content, RESULT_PART):
@@ -223,7 +227,7 @@ def _answer(turn: Mapping[str, object], content: object, number: int) -> Message
     if _has_part(content, CALL_PART):
         calls += [_tool_call(part) for part in content if _is_part(part, CALL_PART)]  # type: ignore[attr-defined]
         content = [part for part in content if not _is_part(part, CALL_PART)]  # type: ignore[attr-defined]
-    thoughts = [text_of(turn[key], f"message {number}") for key in THOUGHT_KEYS if turn.get(key)]
+    thoughts = _thoughts(turn, number)
     spoken, inside = _without_thoughts(content)
     thought = "\n\n".join(dict.fromkeys(text for text in (*thoughts, *inside) if text.strip()))
     if content is None and not calls and not thought:
@@ -236,6 +240,10 @@ def _answer(turn: Mapping[str, object], content: object, number: int) -> Message
         thought=thought,
         extra={**extra, **({"tool_calls": calls} if calls else {})},
     )
+
+
+def _thoughts(turn: Mapping[str, object], number: int) -> list[str]:
+    return [text_of(turn[key], f"message {number}") for key in THOUGHT_KEYS if turn.get(key)]
 
 
 def _other(turn: Mapping[str, object], role: str, name: str, content: object, number: int) -> Message:

@@ -30,7 +30,7 @@ _OF_ANSWERS = frozenset({*THOUGHT_KEYS, *MASK_KEYS, *CALL_KEYS})
 _OF_CALLS = frozenset({"type", "id", "index", "function", "name"})
 _READ = {
     "assistant": frozenset({*_OF_ANSWERS, *PASSED_ON}),
-    "tool_call": frozenset(MASK_KEYS),
+    "tool_call": frozenset({*MASK_KEYS, *THOUGHT_KEYS}),
     **dict.fromkeys(("system", "user", "tool"), frozenset(PASSED_ON)),
 }
 
