@@ -129,7 +129,7 @@ def test_text_is_a_single_assistant_turn():
     assert turns(recognize({"text": "Once upon"}, PLAIN).messages) == [("assistant", "Once upon")]
 
 
-@pytest.mark.parametrize("name", ["text", "content", "response"])
+@pytest.mark.parametrize("name", ["text", "content"])
 def test_where_a_text_is_from_is_no_question(name):
     """Corpora say it in a column `source`."""
     found = recognize({name: "hello", "source": "wiki"}, PLAIN)

@@ -14,8 +14,6 @@ QUERY = ("query", "prompt", "instruction", "question", "problem")
 CONTEXT = ("input", "context")
 """With a question, they are its second half; alone, `input` is the question."""
 LATE_QUERY = ("input", "source")
-SOURCE_ANSWERS = ("target", "targets")
-"""The answers to which `source` is the question; beside any other column it says where the row is from."""
 RESPONSE = (
     "response",
     "answer",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from megatron_trainer.data.conversation.columns import CONTEXT, LATE_QUERY, QUERY, RESPONSE, SOURCE_ANSWERS, Row
+from megatron_trainer.data.conversation.columns import CONTEXT, LATE_QUERY, QUERY, RESPONSE, Row
 from megatron_trainer.data.conversation.messages import (
     CALL_KEYS,
     CONTENT_KEYS,
@@ -129,10 +129,10 @@ def query(row: Row) -> object:
 
 
 def late_query(row: Row) -> object:
-    """The question of a row in a column that often means something else: `source` beside a text is where it is from."""
+    """The question of a row in a column that often means something else: `source` beside a mere text is its origin."""
     if "input" in row:
         return row["input"]
-    is_pair = any(name in row for name in SOURCE_ANSWERS)
+    is_pair = any(name in row for name in RESPONSE)
     return row["source"] if is_pair and "source" in row else None
 
 
