@@ -50,6 +50,24 @@ def test_the_cache_of_a_repository_is_named_with_the_folder_in_it(validate, tmp_
 
 
 @pytest.mark.parametrize(
+    ("name", "entry", "is_list"),
+    [
+        ("system", "./prompt.txt", False),
+        ("template", "./own.jinja", False),
+        ("template", "/no/such/own.yaml", False),
+        ("new_special_tokens", "./words.txt", True),
+    ],
+)
+def test_texts_in_files_are_looked_for(validate, tmp_path, name, entry, is_list):
+    code, text = validate(**{name: [entry] if is_list else entry})
+    assert code == 2
+    assert f"spec.args.{name}: file {entry.removeprefix('./')} does not exist" in text
+    (tmp_path / entry).write_text("{}") if entry.startswith(".") else None
+    assert validate(system="You are brief.", template="chatml", new_special_tokens=["<new>"])[0] == 0
+    assert not entry.startswith(".") or validate(**{name: [entry] if is_list else entry})[0] == 0
+
+
+@pytest.mark.parametrize(
     ("entry", "message"),
     [
         ("./train.jsonl#5", ""),

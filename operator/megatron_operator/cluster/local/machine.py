@@ -17,12 +17,19 @@ from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.mounts import is_below
 from megatron_trainjob import dataset_entry, hub_cache, input_file, processor_folder, tokenizer_folder, weight_files
 from megatron_trainjob.args import head
+from megatron_trainjob.args.groups.base_template import TEMPLATE_FILES
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
 DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "custom_dataset_info")
+TEXT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "system": (".txt",),
+    "template": TEMPLATE_FILES,
+    "new_special_tokens": (".txt",),
+}
+"""Arguments that hold a text or name a file with these endings."""
 FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "image_root")
 
 
@@ -100,7 +107,14 @@ def missing_files(
     given = spec.get("initializers") if isinstance(spec, Mapping) else None
     fetched = [str(each.get("targetPath")) for each in given or () if isinstance(each, Mapping)]
     arguments = _arguments(manifest)
-    checks = (_missing_model, partial(_wrong_weights, args), _wrong_companions, _missing_data, _missing_folders)
+    checks = (
+        _missing_model,
+        partial(_wrong_weights, args),
+        _wrong_companions,
+        _missing_data,
+        _missing_folders,
+        _missing_texts,
+    )
     found = [violation for each in checks for violation in each(arguments, mounted)]
     return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
 
@@ -193,6 +207,17 @@ def _missing_folders(arguments: Object, mounted: Mapping[str, Path | None]) -> I
             if path is not None and not path.exists():
                 kind = "folder of images" if name == "image_root" else "checkpoint folder"
                 message = f"{kind} {path} does not exist; correct the path"
+                yield Violation(path=f"spec.args.{name}", value=entry, message=message)
+
+
+def _missing_texts(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    """Files that an argument names in place of the text itself, or of a name."""
+    for name, suffixes in TEXT_ARGUMENTS.items():
+        given = arguments.get(name)
+        for entry in [given] if isinstance(given, str) else given or ():
+            path = local_path(str(entry), mounted) if str(entry).endswith(suffixes) else None
+            if path is not None and not path.exists():
+                message = f"file {path} does not exist; correct the path, or bind the volume with --volume"
                 yield Violation(path=f"spec.args.{name}", value=entry, message=message)
 
 
