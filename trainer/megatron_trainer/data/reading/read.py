@@ -153,7 +153,12 @@ def _read_json(path: Path) -> Rows:
     lines = _read_lines(path)
     first = next(lines, None)
     if first is None or not isinstance(first[1], bytes) or not _holds(first[1], dict):
-        yield 1, RowError("not JSON", "neither an array, nor an object, nor lines of objects")
+        yield (
+            1,
+            RowError(
+                "not JSON", f"neither an array, nor an object of at most {MAX_LINE_BYTES} bytes, nor lines of objects"
+            ),
+        )
         return
     yield first
     yield from lines
