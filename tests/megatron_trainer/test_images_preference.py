@@ -127,7 +127,7 @@ def test_a_tower_that_trains_beside_adapters_is_compared_with_the_one_of_load(mo
 
 
 def test_pre_training_on_texts_with_images_has_the_loss_of_transformers(name, model, tmp_path):
-    """The loss of the first step is the mean over all tokens but those of images and the first."""
+    """The loss of the first step is the mean over all tokens but those that stand for an image."""
     import torch
     from PIL import Image
     from transformers import AutoModelForImageTextToText
@@ -147,9 +147,10 @@ def test_pre_training_on_texts_with_images_has_the_loss_of_transformers(name, mo
     total, count = 0.0, 0
     for text, file in zip(texts, files, strict=True):
         marked = text.replace("<image>", place) + "<|im_end|>"
-        inputs = processor(text=[marked], images=[Image.open(file).convert("RGB")], return_tensors="pt")
+        pictures = [Image.open(file).convert("RGB")]
+        inputs = processor(text=[marked], images=pictures, return_tensors="pt")
         labels = inputs["input_ids"][0, 1:].clone()
-        labels[labels == theirs.config.image_token_id] = -100
+        labels[: processor(text=[place], images=pictures, return_tensors="pt")["input_ids"].shape[1] - 1] = -100
         with torch.no_grad():
             logits = theirs(**inputs).logits[0, :-1]
         total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))

@@ -15,6 +15,7 @@ from tests.support.data.image_rows import SIZES, encode, encoder_of, pictures, t
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v", "gemma4", "gemma4_v2", "llama4")
 GLM = ("glm4v", "glm4v_moe")
+FILMED = ("qwen2_5_vl", "qwen3_vl", "internvl")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,20 @@ def test_images_carry_no_loss_even_where_everything_is_trained(models, folder):
     is_image = encoded.input_ids[0] == images.tokens.image
     assert is_image.sum() == sum(images.tokens.num_tokens(medium) for medium in encoded.media[0])
     assert not encoded.weights[0][is_image].any()
-    assert encoded.weights[0][~is_image][1:].all()
+    is_around = np.isin(encoded.input_ids[0], [images.tokens.start, images.tokens.end])
+    assert (encoded.weights[0][1:] == ~(is_image | is_around)[1:]).all()
+
+
+@pytest.mark.parametrize(("kind", "tag"), [*((kind, "<image>") for kind in KINDS), *((k, "<video>") for k in FILMED)])
+def test_nothing_that_stands_for_an_image_carries_loss(models, folder, kind, tag):
+    """Neither do the tokens around it, the line breaks of templates, separators of tiles, nor times of frames."""
+    encoder, _ = encoder_of(models[kind], loss_scale="all", use_chat_template=False)
+    row = {"text": f"See {tag}!", "images": ["a.png"]}
+    if tag == "<video>":
+        row = {"text": f"See {tag}!", "videos": [["a.png"] * 4]}
+    encoded = encode(encoder, row, folder)
+    trained = vision.tokenizer(kind).decode(encoded.input_ids[0][encoded.weights[0] > 0])
+    assert "".join(trained.split()) in ("ee!<|im_end|>", "ee!<turn|>"), "nothing predicts the first token"
 
 
 def test_the_answer_alone_is_trained(models, folder):

@@ -272,7 +272,11 @@ class Encoder:
         if self._images is None or not conversation.media:
             return _Text(text=rendering.text, spans=marked, notes=notes)
         shifted, media = self._images.shown(rendering.text, messages, conversation.media)
-        moved = [replace(span, start=shifted.place(span.start), end=shifted.place(span.end)) for span in marked]
+        moved = [
+            replace(span, start=start, end=end)
+            for span in marked
+            for start, end in shifted.places(span.start, span.end)
+        ]
         return _Text(text=shifted.text, spans=moved, notes=notes, media=tuple(media))
 
     def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:

@@ -1,12 +1,13 @@
 """The tokens of images: each mark becomes the text of one, each image token as many as the image has merged patches.
 
-They carry no loss, and a sequence that is cut keeps whole images and videos only.
+They carry no loss, nor does the text around them that stands for an image, such as the time of a frame. A sequence that
+is cut keeps whole images and videos only.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ class Shifted:
 
     def __init__(self, text: str, settings: VisionSettings, media: Sequence[Medium]) -> None:
         pieces, self._edges, self._offsets = [], [0], [0]
+        self._marks: list[tuple[int, int]] = []
         self.numbers: list[int] = []
         position = length = 0
         for found in MARK.finditer(text):
@@ -39,11 +41,22 @@ class Shifted:
             length += found.start() - position + len(shown)
             position = found.end()
             self.numbers.append(int(found[1]))
+            self._marks.append(found.span())
             self._edges.append(position)
             self._offsets.append(length - position)
         self.text = "".join([*pieces, text[position:]])
 
-    def place(self, character: int) -> int:
+    def places(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where the parts of [start, end) are now that are in no mark."""
+        for first, last in self._marks:
+            if start < last and first < end:
+                if start < first:
+                    yield self._place(start), self._place(first)
+                start = last
+        if start < end:
+            yield self._place(start), self._place(end)
+
+    def _place(self, character: int) -> int:
         """The place of a character that is in no mark, or follows one."""
         return character + self._offsets[bisect_right(self._edges, character) - 1]
 
