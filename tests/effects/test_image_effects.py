@@ -105,6 +105,7 @@ def test_variables_of_other_programs_are_named_where_a_run_has_them():
             {"fps_max_frame": 3},
             "fps_max_frame is not read; did you mean fps_max_frames?; other variables go into spec.env",
         ),
+        ({"nframes": 8}, "nframes is read by nothing here; remove it"),
         ({"fps": -1}, "fps must be a positive number"),
         ({"fps_max_frames": 2.5}, "fps_max_frames must be a positive whole number"),
         ({"max_pixels": 9, "MAX_PIXELS": 9}, "max_pixels stands there twice"),

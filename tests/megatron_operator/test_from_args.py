@@ -153,12 +153,19 @@ def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
 
 
 def test_variables_about_images_become_arguments_or_are_named_as_unread(capsys):
-    variables = "ROOT_IMAGE_DIR=/data/pictures QWENVL_BBOX_FORMAT=new NFRAMES=8 OTHER=1"
+    variables = "env ROOT_IMAGE_DIR=/data/pictures QWENVL_BBOX_FORMAT=new NFRAMES=8 OTHER=1 IMAGE_MAX_TOKEN_NUM=64"
     text = written(capsys, f"{variables} megatron sft {RUN} --train_iters 3 --global_batch_size 96")
     arguments = spec_of(text)["args"]
-    assert (arguments["image_root"], arguments["model_kwargs"]) == ("/data/pictures", {"qwenvl_bbox_format": "new"})
+    assert arguments["image_root"] == "/data/pictures"
+    assert arguments["model_kwargs"] == {"image_max_token_num": 64, "qwenvl_bbox_format": "new"}
+    assert "(hidden)" not in text, "the number of tokens is no secret"
     assert "# Left out: variables OTHER: add the relevant ones to spec.env.\n" in text
     assert "# Left out: variables NFRAMES: nothing here reads them" in text
+
+
+def test_a_setting_of_tokenizers_is_no_secret(capsys):
+    text = written(capsys, f"TOKENIZERS_PARALLELISM=false megatron sft {RUN} --train_iters 3 --global_batch_size 96")
+    assert {"name": "TOKENIZERS_PARALLELISM", "value": "false"} in spec_of(text)["env"]
 
 
 def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(capsys):

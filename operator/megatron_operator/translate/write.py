@@ -29,7 +29,7 @@ CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "SW
 )
 NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
 NUMBER = re.compile(r"[-+]?\d[\d_.]*(?:[eE][-+]?\d+)?")
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
+SECRET = re.compile(r"TOKEN(?!IZERS|_NUM)|KEY|SECRET|PASSWORD")
 # Owners whose name on the Hugging Face Hub differs from ModelScope's.
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
 TO_FILL_IN = "fill-in-"

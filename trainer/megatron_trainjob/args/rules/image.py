@@ -48,6 +48,8 @@ def settings_of_models_are_known(facts: Facts) -> str:
 
 
 def _problem(name: str, value: object) -> str:
+    if name.upper() in pixels.UNREAD:
+        return f"{name} is read by nothing here; remove it"
     if name not in pixels.NAMES:
         near = difflib.get_close_matches(name, pixels.NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(pixels.NAMES)}"
