@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from megatron_trainer import backend
 from megatron_trainer.lora.freeze import frozen_names
-from megatron_trainer.lora.inject import names_of_the_tower_alone
+from megatron_trainer.lora.inject import notes_about_the_tower
 from megatron_trainer.lora.parts import gets_no_adapter
 from megatron_trainer.lora.select import kind, saved_modules, targets
 from megatron_trainer.models.spec import read_model
@@ -99,13 +99,17 @@ def test_the_estimate_counts_what_trains_of_the_tower(tmp_path: Path, name: str,
         (("linear_fc1", "gate_proj"), ""),
         (("all-linear",), ""),
         (("qkv",), ""),
+        (("linear_fc2",), "adapts modules of the vision tower too, frozen or not; target_regex: decoder.*linear_fc2"),
     ],
 )
-def test_a_name_of_hugging_face_that_only_the_tower_has_is_said(given, said):
-    kinds = dict.fromkeys(("decoder.layers.0.mlp.linear_fc1", "visual.blocks.0.mlp.gate_proj"), "linear")
-    messages = list(names_of_the_tower_alone(kinds, TrainArgs(train_type="lora", target_modules=given)))
+def test_names_that_mean_something_in_the_tower_are_told(given, said):
+    """The gate of Qwen2.5-VL's tower, which is fused in the decoder, and linear_fc2, which Qwen3-VL's tower has too."""
+    layer, block = "decoder.layers.0.mlp.", "visual.blocks.0.mlp."
+    names = (f"{layer}linear_fc1", f"{layer}linear_fc2", f"{block}gate_proj", f"{block}linear_fc2")
+    kinds = dict.fromkeys(names, "linear")
+    messages = list(notes_about_the_tower(kinds, TrainArgs(train_type="lora", target_modules=given)))
     assert [said in message for message in messages] == ([True] if said else [])
-    assert not list(names_of_the_tower_alone(kinds, TrainArgs(target_modules=given, freeze_llm=True)))
+    assert not list(notes_about_the_tower(kinds, TrainArgs(target_modules=given, freeze_llm=True)))
 
 
 def picture(vision):

@@ -1167,6 +1167,19 @@ CASES = [
         good={"vit_lr": 1e-6, "train_type": "lora_llm"},
         bad={"aligner_lr": 1e-6, "train_type": "lora"},
     ),
+    *(
+        Case(
+            rule="a_rate_of_the_aligner_needs_it_trained",
+            good={"aligner_lr": 1e-6, **named},
+            bad={"aligner_lr": 1e-6, **other},
+        )
+        for named, other in (
+            ({"trainable_parameters": ("visual.merger",)}, {"trainable_parameters": ("decoder.",)}),
+            ({"trainable_parameters_regex": "merger"}, {"train_type": "lora", "target_modules": ("linear_qkv",)}),
+            ({"train_type": "lora", "modules_to_save": ("merger",)}, {"train_type": "lora"}),
+            ({"train_type": "lora", "target_regex": "visual.merger.*"}, {}),
+        )
+    ),
     Case(
         rule="the_tower_trains_beside_adapters",
         good={"train_type": "lora_llm", "freeze_vit": False},

@@ -72,7 +72,7 @@ def add_adapters(
     saved = select.saved_modules(modules, head.modules_to_save(args))
     refuse(chunks, args, Wishes(kinds=kinds, modules=modules, adapted=chosen, saved=saved))
     _warn_of_a_language_model_without(agree.union(chosen.names | saved.names), modules, args)
-    for message in names_of_the_tower_alone(kinds, args):
+    for message in notes_about_the_tower(kinds, args):
         logger.warning("%s", message)
     for _, parameter in named_parameters(chunks):
         parameter.requires_grad_(False)
@@ -101,17 +101,23 @@ def _warn_of_a_language_model_without(trained: frozenset[str], modules: Mapping[
         )
 
 
-def names_of_the_tower_alone(kinds: Mapping[str, select.Kind], args: TrainArgs) -> Iterator[str]:
-    """A message for each of target_modules that has this name in the tower, and is fused with others in the language
-    model, which whoever lists the names of Hugging Face most likely means.
+def notes_about_the_tower(kinds: Mapping[str, select.Kind], args: TrainArgs) -> Iterator[str]:
+    """A message for each of target_modules with a meaning in the tower that its user may not know of: names of Hugging
+    Face that are fused with others in the language model, and names that frozen parts of the tower have as well.
 
     kinds: every adaptable module, with its kind.
     """
     for wish in () if args.freeze_llm or args.target_regex is not None else args.target_modules:
         meant = select.HUGGING_FACE_NAMES.get(wish)
         matches = [name for name in kinds if select.is_suffix(wish, name)]
-        if meant and matches and all(map(is_tower, matches)) and meant not in args.target_modules:
+        of_tower = [name for name in matches if is_tower(name)]
+        if meant and of_tower and len(of_tower) == len(matches) and meant not in args.target_modules:
             yield f"target_modules: {wish} is a module of the vision tower alone; {meant} has it in the language model"
+        if len(of_tower) < len(matches) and any(is_frozen(name, args) for name in of_tower):
+            yield (
+                f"target_modules: {wish} adapts modules of the vision tower too, frozen or not; "
+                f"target_regex: decoder.*{wish} leaves them out"
+            )
 
 
 def _adapt(name: str, module: torch.nn.Module, numbers: Settings, config: TransformerConfig) -> None:

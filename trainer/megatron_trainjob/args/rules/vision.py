@@ -8,7 +8,7 @@ from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.rules.condition import above, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_without
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
-from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 
 CHECKPOINT_KEYWORDS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 """Of torch.utils.checkpoint, with plain values."""
@@ -17,6 +17,12 @@ CHECKPOINT_KEYWORDS = ("use_reentrant", "preserve_rng_state", "determinism_check
 def _sees_images(facts: Facts) -> bool:
     family = families.of(facts.config)
     return family is not None and bool(family.text_type)
+
+
+_OF_THE_DECODER = frozenset(
+    ("all-linear", "all-router", "all-embedding", "linear_qkv", "linear_proj", "word_embeddings", "output_layer")
+)
+"""Names of modules, and words for several, that choose none of a frozen tower."""
 
 
 @rule("freeze_llm", needs_model=True)
@@ -73,15 +79,25 @@ def the_tower_trains_beside_adapters(facts: Facts) -> str:
     return f"trains all three parts, which {' and '.join(frozen)}: true contradicts; remove it" if frozen else ""
 
 
+def _may_train_by_name(args: TrainArgs) -> bool:
+    """Whether a name may choose a part of the tower, frozen or not; the names of a model are not known here."""
+    if args.train_type == "full":
+        is_chosen = any(name.startswith(TOWER) for name in args.trainable_parameters)
+        return is_chosen or args.trainable_parameters_regex is not None
+    named = {*args.target_modules, *modules_to_save(args)} - _OF_THE_DECODER
+    return bool(named) or args.target_regex is not None
+
+
 def _rate_of_a_trained_part(name: str, rate: str, frozen: str) -> Rule:
     """A frozen part has no parameter to which its rate would apply."""
 
     def broken(facts: Facts) -> str:
         args = facts.args
-        is_idle = getattr(args, rate) is not None and bool(getattr(args, frozen)) and TOWER not in modules_to_save(args)
+        is_idle = getattr(args, rate) is not None and bool(getattr(args, frozen)) and not _may_train_by_name(args)
         return f"has no effect with {frozen}: true" if is_idle else ""
 
-    about = (rate, frozen, "train_type", "modules_to_save", "task_type", "rlhf_type")
+    chosen = ("trainable_parameters", "trainable_parameters_regex", "target_modules", "target_regex")
+    about = (rate, frozen, "train_type", "modules_to_save", "task_type", "rlhf_type", *chosen)
     return Rule(name=name, about=about, broken=broken, tasks=TRAINING, severity="warning")
 
 
