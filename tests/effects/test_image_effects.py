@@ -133,10 +133,13 @@ def test_boxes_are_in_thousandths_or_in_pixels_of_the_resized_image(folder):
 
 
 @effect("image_root")
-def test_relative_paths_start_at_the_root(folder):
+def test_relative_paths_start_at_the_root(folder, monkeypatch):
     vision.save(folder / "elsewhere" / "a.png", 16, 8)
     [own], [other] = seen(folder)[1], seen(folder, image_root=str(folder / "elsewhere"))[1]
     assert (own.size, other.size) == ((24, 40), (8, 16))
+    monkeypatch.setenv("HOME", str(folder))
+    [at_home] = seen(folder, image_root="~/elsewhere")[1]
+    assert at_home.size == (8, 16)
 
 
 @effect("image_cache_gib")

@@ -6,6 +6,7 @@ import base64
 import functools
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +150,13 @@ def test_an_image_that_cannot_be_read_is_named(model, folder):
     detail = rejected(model, folder, ["a.png", "damaged.png"], "<image><image>?").detail
     assert detail.startswith(f"{folder / 'damaged.png'}: UnidentifiedImageError")
     assert rejected(model, folder, [b"damaged"]).detail.startswith("an image of 7 bytes: ")
+
+
+def test_where_a_missing_image_was_looked_for_is_said(model, folder):
+    detail = f"gone.png, looked for in {folder} and {Path.cwd()}"
+    assert rejected(model, folder, ["gone.png"]).detail == detail
+    for absolute in ("/gone.png", "file:///gone.png"):
+        assert rejected(model, folder, [absolute]).detail == absolute
 
 
 def test_too_few_images_for_the_tags(model, folder):

@@ -92,7 +92,7 @@ def starts_of_paths(source: Source, root: str | None) -> list[str]:
     root: that of all images, if there is one.
     """
     if root is not None:
-        return [str(Path(root).absolute())]
+        return [str(Path(root).expanduser().absolute())]
     if isinstance(source, Renamed | Unpaired | Unrolled):
         return starts_of_paths(source.whole, root)
     folders = [file.parent for file in source.files] if isinstance(source, FileSource) else []

@@ -171,7 +171,13 @@ def _found(text: str, folders: Sequence[Path]) -> str:
             return str(path)
     except (OSError, ValueError, RuntimeError) as err:  # also names that no file can have
         raise RowError(NOT_FOUND, f"{_shown(text)}: {err}") from err
-    raise RowError(NOT_FOUND, _shown(text))
+    raise RowError(NOT_FOUND, f"{_shown(text)}{looked_in(text, folders)}")
+
+
+def looked_in(text: str, folders: Sequence[Path]) -> str:
+    """Where a relative path was looked up, for the end of a message; "" for an absolute one."""
+    is_absolute = text.strip().lower().startswith(("/", "~", FILE_URL))
+    return "" if is_absolute or not folders else f", looked for in {' and '.join(map(str, folders))}"
 
 
 def _sized(content: bytes) -> bytes:

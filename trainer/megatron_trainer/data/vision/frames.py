@@ -83,7 +83,7 @@ def _in_folder(text: str, folders: Sequence[Path]) -> list[Path]:
     try:
         found = files.existing(text, folders)
         if found is None:
-            raise RowError(NOT_FOUND, text[:120])
+            raise RowError(NOT_FOUND, f"{text[:120]}{files.looked_in(text, folders)}")
         if not found.is_dir():
             if found.suffix.lower() in _endings():
                 raise RowError(ONE_PICTURE, f"{text[:120]}; give a folder of frames, or a list of them")

@@ -92,7 +92,7 @@ class ImageRows:
 
     def _folders(self, file: str) -> tuple[Path, ...]:
         if self.settings.root is not None:
-            return (Path(self.settings.root),)
+            return (Path(self.settings.root).expanduser(),)
         source = Path(file)
         own = source if source.is_dir() else source.parent if source.is_file() else None
         return (Path.cwd(),) if own is None else (own, Path.cwd())

@@ -73,7 +73,7 @@ def _placed(
     left = {tag: sum(1 for _ in numbers) for tag, numbers in waiting.items()}
     for tag, number in left.items():
         if number:
-            raise RowError(MISMATCH, f"{counts[tag]} for {counts[tag] - number} x {tag}")
+            raise RowError(MISMATCH, f"{counts[tag]} in its column, {counts[tag] - number} places {tag}")
     if len(set(numbering.found)) < len(numbering.found):
         raise RowError(MISMATCH, "one stands at two places")
     return result
@@ -124,6 +124,6 @@ class _Numbering:
             return match[0]
         number = next(self.waiting[tag], None)
         if number is None:
-            raise RowError(MISMATCH, f"{self.counts[tag]} for more places {tag}")
+            raise RowError(MISMATCH, f"{self.counts[tag]} in its column, and more places {tag}")
         self.found.append(number)
         return mark(number, is_video=tag == VIDEO_TAG)
