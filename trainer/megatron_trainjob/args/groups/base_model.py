@@ -84,8 +84,9 @@ class BaseModel:
     model_kwargs: Mapping[str, Any] | None = arg(
         None,
         (
-            "Sizes of images and videos by the names of environment variables: max_pixels, min_pixels, "
-            "image_max_token_num, image_min_token_num, the same with video_, fps, fps_min_frames, fps_max_frames."
+            "Settings of images and videos by the names of environment variables: max_pixels, min_pixels, "
+            "image_max_token_num, image_min_token_num, the same with video_, fps, fps_min_frames, fps_max_frames, "
+            "max_num, min_num, qwenvl_bbox_format."
         ),
         applies_to=EVERY_TASK,
         status="works",
