@@ -84,9 +84,8 @@ class BaseModel:
     model_kwargs: Mapping[str, Any] | None = arg(
         None,
         (
-            "Settings of images and videos by the names of environment variables: max_pixels, min_pixels, "
-            "image_max_token_num, image_min_token_num, the same with video_, fps, fps_min_frames, fps_max_frames, "
-            "max_num, min_num, qwenvl_bbox_format."
+            "Settings of images by names of environment variables: max_pixels, image_max_token_num (also with min_ and "
+            "video_), fps, fps_min_frames, fps_max_frames, max_num, min_num, qwenvl_bbox_format."
         ),
         applies_to=EVERY_TASK,
         status="works",
