@@ -1,5 +1,7 @@
 """Tools, calls of them and their results, as each dialect writes them."""
 
+import datetime
+import decimal
 import json
 
 import pytest
@@ -14,6 +16,25 @@ def test_functions_are_tools_and_data_of_a_tool_is_text():
     conversation = recognize(row, PLAIN)
     assert conversation.tools == ({"type": "function", "function": {"name": "look"}},)
     assert conversation.messages[2].content == '{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    "value", [b"x", datetime.date(2026, 1, 1), decimal.Decimal("1.5")], ids=["bytes", "day", "decimal"]
+)
+@pytest.mark.parametrize("place", ["result", "call", "turn", "tools"])
+def test_what_json_does_not_have_drops_the_row(place, value):
+    """Tables hold such values; the JSON of a call or a result would end the run."""
+    function = {"name": "look", "arguments": {"at": value}}
+    turn = {
+        "result": {"role": "tool", "content": {"at": value}},
+        "call": {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+        "turn": {"role": "tool_call", "content": function},
+        "tools": {"role": "tool", "content": "x"},
+    }[place]
+    tools = {"tools": [{"name": "look", "parameters": {"at": value}}]} if place == "tools" else {}
+    with pytest.raises(RowError) as caught:
+        recognize({"messages": [*chat(), turn, *chat()], **tools}, PLAIN)
+    assert caught.value.reason == "a field has no form in JSON"
 
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}

@@ -95,6 +95,7 @@ def parse_tools(value: object) -> tuple[Mapping[str, object], ...]:
         tools = [tools]
     if not isinstance(tools, list):
         raise RowError("tools is not a list", f"it is of type {type(tools).__name__}")
+    as_json(tools, "tools")
     return tuple(_tool(parse_json(tool, "tools")) for tool in tools)
 
 
@@ -176,6 +177,14 @@ def parse_json(value: object, name: str) -> object:
         raise RowError("a field is not JSON", f"{name}: {err}") from err
 
 
+def as_json(value: object, name: str) -> str:
+    """The value as JSON. Raises RowError for one that JSON does not have: tables hold bytes, times and decimals."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as err:
+        raise RowError("a field has no form in JSON", f"{name}: {err}") from err
+
+
 def turns_in(value: object) -> Sequence[object]:
     """The turns of a column, unparsed. Raises RowError when it is not a list."""
     value = parse_json(value, "messages")
@@ -250,7 +259,7 @@ def _other(turn: Mapping[str, object], role: str, name: str, content: object, nu
     if content is None and role == "user":
         raise RowError("a message has no content", f"message {number} has {_names(turn)}")
     if role == "tool" and (isinstance(content, Mapping | bool) or _is_data(content)):
-        content = json.dumps(content, ensure_ascii=False)
+        content = as_json(content, f"message {number}")
     return Message(
         role=role,
         content=text_of(content, f"message {number}"),
@@ -370,7 +379,10 @@ def _arguments(given: object) -> object:
     if isinstance(given, str):
         parsed = parse_json(given, "arguments of a tool call") if given.strip() else {}
         return Arguments(parsed, given if given.strip() else "{}") if isinstance(parsed, Mapping) else parsed
-    return Arguments(given or {}) if isinstance(given, Mapping) or given is None else given
+    if isinstance(given, Mapping) or given is None:
+        return Arguments(given or {}, as_json(given or {}, "a tool call"))
+    as_json(given, "a tool call")
+    return given
 
 
 def _part_text(part: object, name: str) -> str:
