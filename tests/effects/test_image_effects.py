@@ -10,7 +10,7 @@ from megatron_trainer import environment
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.vision.model import image_rows_of
-from megatron_trainjob.args import rules
+from megatron_trainjob.args import pixels, rules
 from megatron_trainjob.args.tree import TrainArgs
 from tests.effects.registry import effect
 from tests.support.data import vision
@@ -105,6 +105,7 @@ def test_variables_of_other_programs_are_named_where_a_run_has_them():
             {"fps_max_frame": 3},
             "fps_max_frame is not read; did you mean fps_max_frames?; other variables go into spec.env",
         ),
+        ({"fps": 1, 9: 1}, f"9 is not read; known are {', '.join(pixels.NAMES)}; other variables go into spec.env"),
         ({"nframes": 8}, "nframes is read by nothing here; remove it"),
         ({"fps": -1}, "fps must be a positive number"),
         ({"fps_max_frames": 2.5}, "fps_max_frames must be a positive whole number"),

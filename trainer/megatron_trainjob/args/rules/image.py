@@ -41,7 +41,7 @@ def settings_of_models_are_known(facts: Facts) -> str:
     lowered = [str(name).lower() for name in given]
     return "; ".join(
         [
-            *(_problem(name.lower(), value) for name, value in given.items() if _problem(name.lower(), value)),
+            *filter(None, map(_problem, lowered, given.values())),
             *(f"{name} stands there twice" for name in dict.fromkeys(lowered) if lowered.count(name) > 1),
         ]
     )
