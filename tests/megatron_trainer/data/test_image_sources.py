@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import threading
+import urllib.parse
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def forms(folder, server):
         "base64 in lines": base64.encodebytes(content).decode(),
         "file, not escaped": f"file://{folder}/a#b.png",
         "file, relative": "file://a.png",
+        "http, not escaped": f"{server}/日 本.png?für=1 2#top",
+        "http, escaped": f"{server}/{urllib.parse.quote('日 本.png')}",
         **{name: name for name in ODD_NAMES},
     }
 
@@ -78,7 +81,7 @@ def forms(folder, server):
     "form",
     [
         *("absolute", "file", "http", "data URI", "base64", "bytes", "HF bytes", "HF path", "Anthropic"),
-        *("base64 in lines", "file, not escaped", "file, relative", *ODD_NAMES),
+        *("base64 in lines", "file, not escaped", "file, relative", "http, not escaped", "http, escaped", *ODD_NAMES),
     ],
 )
 def test_every_form_of_an_image_is_the_same_image(model, folder, server, form):

@@ -32,6 +32,7 @@ FILE_URL = "file:"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses of a server that may be gone at the next try."""
+_SENT_AS_THEY_ARE = "/%:=&?~+!$,;'@()*[]"
 _WEB = urllib.request.build_opener()
 _WEB.addheaders = [("User-Agent", "megatron-trainer"), ("Accept", "image/*,*/*;q=0.5")]
 
@@ -115,7 +116,7 @@ def _fetch(url: str) -> bytes:
     deadline = time.monotonic() + FETCH_TIMEOUT_S
     parts: list[bytes] = []
     size = 0
-    with _WEB.open(url, timeout=FETCH_TIMEOUT_S) as answer:
+    with _WEB.open(_escaped(url), timeout=FETCH_TIMEOUT_S) as answer:
         if not answer.geturl().lower().startswith(("http://", "https://")):
             raise RowError(NOT_FETCHED, f"{_shown(url)}: it leads to {_shown(answer.geturl())}")
         while part := answer.read(CHUNK_BYTES):
@@ -126,6 +127,14 @@ def _fetch(url: str) -> bytes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not complete after {FETCH_TIMEOUT_S:.0f} s")
     return b"".join(parts)
+
+
+def _escaped(url: str) -> str:
+    """The URL as it is sent: people write blanks and letters of all alphabets, as browsers show them."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (urllib.parse.quote(part, safe=_SENT_AS_THEY_ARE) for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def _of_object(value: Mapping[str, object], folders: Sequence[Path]) -> MediumFile:
