@@ -115,6 +115,30 @@ def test_dropout_and_half_precision_resume_bit_identically_with_evaluations_betw
     assert equal(resumed.weights(), whole.weights())
 
 
+@pytest.mark.parametrize("stop_at", [2, 4], ids=["in the midst", "at the last step"])
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for_and_tells_the_best_checkpoint(
+    llama, data, tmp_path, stop_at
+):
+    """In the midst the second checkpoint is the best: the steps after it make the model worse."""
+    given = {"val_dataset": [str(data)], "eval_interval": 2, "save_interval": 2, "load_best_model_at_end": True}
+    given |= {"lr_warmup_iters": 3, "lr": 0.3, "to_hf": True}
+    whole = train(arguments(llama, data, tmp_path / "whole", **given))
+    stopped = arguments(llama, data, tmp_path / "stopped", **given)
+    train(stopped, stop_at=stop_at, resume="Auto")
+    again = train(stopped, resume="Auto", attempt=1)
+    assert (whole.exit_code, again.exit_code) == (0, 0)
+    found = [
+        [(row["iteration"], row["eval_lm loss"]) for row in run.log if "eval_lm loss" in row] for run in (whole, again)
+    ]
+    assert found[0] == found[1]
+    manifests = [
+        [(c.iteration, c.manifest.validation_loss, c.manifest.loss) for c in checkpoints(run.folder)]
+        for run in (whole, again)
+    ]
+    assert manifests[0] == manifests[1]
+    assert equal(again.weights(), whole.weights())
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

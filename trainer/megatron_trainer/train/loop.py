@@ -28,7 +28,7 @@ from megatron_trainer.train.run_parts import Run
 from megatron_trainer.train.schedule import learning_rate
 from megatron_trainer.train.slow_ranks import SlowRank, SlowRanks
 from megatron_trainer.train.step import StepResult, evaluate, train_step
-from megatron_trainjob.checkpoint_folder import inspect, iteration_folder
+from megatron_trainjob.checkpoint_folder import Manifest, inspect, iteration_folder
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -59,18 +59,15 @@ def fit(run: Run, state: TrainState) -> Ended:
 
 def _fit(run: Run, state: TrainState) -> Ended:
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
-    saved_at, evaluated_at = _saved_iteration(run, state), state.iteration
+    saved = _saved(run, state)
+    saved_at = state.iteration if saved or state.iteration == 0 else -1
+    state = _evaluate_late(run, state, saved.loss if saved else None, is_saved=saved is not None)
     result: StepResult | None = None
     slow_ranks = SlowRanks()
     while state.iteration < run.total_iterations:
         micro_batches, waited_s = _next(run, batches)
         if micro_batches is None:
-            if state.iteration == 0:
-                raise ended_before_first_step(run.args)
-            planned = run.total_iterations
-            logger.warning("the data has ended at iteration=%d of the planned %d", state.iteration, planned)
-            if evaluated_at != state.iteration:
-                state = validate(run, state)
+            state = _at_end_of_data(run, state)
             break
         rate = learning_rate(run.schedule, state.iteration)
         optim.set_learning_rates(run.engine.optimizer, run.schedule, state.iteration, run.args.weight_decay)
@@ -85,30 +82,64 @@ def _fit(run: Run, state: TrainState) -> Ended:
         _tell(run, run.saver.poll())
         if result.stop_requested:
             break
-        if run.evaluations.is_due(run, before, state) or state.iteration == run.total_iterations:
+        if _is_evaluated(run, before, state):
             state = validate(run, state)
-            evaluated_at = state.iteration
         if run.saves.is_due(run, before, state):
-            saved_at = _save(run, state, result)
+            saved_at = _save(run, state, _main_loss(run, result))
         if state.iteration < run.total_iterations:
             _save_in_memory(run, state, result)
+    return _ended(run, state, result, saved_at)
+
+
+def _ended(run: Run, state: TrainState, result: StepResult | None, saved_at: int) -> Ended:
+    """Saves what is not saved yet, and makes up for the last evaluation. result: of the last step, if there was one."""
     is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
-        _save(run, state, result)
+        saved_at = _save(run, state, _main_loss(run, result))
+    if not is_stopped:
+        state = _evaluate_late(run, state, _main_loss(run, result), is_saved=saved_at == state.iteration)
     _finish_saving(run)
     _check_updates(run, state, is_stopped=is_stopped)
     return Ended(state=state, is_stopped=is_stopped)
 
 
-def _saved_iteration(run: Run, state: TrainState) -> int:
-    """The iteration of this state if the save folder has it, or there is nothing to save; else -1. Collective.
+def _at_end_of_data(run: Run, state: TrainState) -> TrainState:
+    if state.iteration == 0:
+        raise ended_before_first_step(run.args)
+    logger.warning("the data has ended at iteration=%d of the planned %d", state.iteration, run.total_iterations)
+    return state if state.last_validation_iteration == state.iteration else validate(run, state)
 
-    A run that continues from memory or from another folder may have no step left.
+
+def _saved(run: Run, state: TrainState) -> Manifest | None:
+    """The manifest of this state's checkpoint in the save folder, None where it has none. Collective.
+
+    A run that continues from memory or from another folder may have no step left, and none saved.
     """
     checkpoint = iteration_folder(run.saver.policy.save, state.iteration)
-    is_there = [state.iteration == 0 or (dist.get_rank() == 0 and inspect(checkpoint).manifest is not None)]
-    dist.broadcast_object_list(is_there, src=0)
-    return state.iteration if is_there[0] else -1
+    found = [inspect(checkpoint).manifest if state.iteration and dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _is_evaluated(run: Run, before: TrainState, state: TrainState) -> bool:
+    return run.evaluations.is_due(run, before, state) or state.iteration == run.total_iterations
+
+
+def _evaluate_late(run: Run, state: TrainState, loss: float | None, *, is_saved: bool) -> TrainState:
+    """Makes up for an evaluation after this step, which a request to stop has left out; its checkpoint gets it too.
+
+    loss: of the step.
+    """
+    step = run.train.step
+    before = replace(
+        state, iteration=state.iteration - 1, consumed_samples=max(0, state.consumed_samples - step.num_samples)
+    )
+    if state.iteration in (0, state.last_validation_iteration) or not _is_evaluated(run, before, state):
+        return state
+    evaluated = validate(run, state)
+    if is_saved and evaluated.last_validation_iteration == state.iteration:
+        _save(run, evaluated, loss)
+    return evaluated
 
 
 def _next(run: Run, batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch] | None, float]:
@@ -214,14 +245,21 @@ def _metric(run: Run, losses: Mapping[str, float]) -> float | None:
     return losses.get(name) if name else None
 
 
-def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
-    """Saves, or starts an async save; returns the saved iteration. Waits for a previous save that is still pending."""
+def _main_loss(run: Run, result: StepResult | None) -> float | None:
+    return result.losses[run.task.losses[0]] if result else None
+
+
+def _save(run: Run, state: TrainState, loss: float | None) -> int:
+    """Saves, or starts an async save; returns the saved iteration. Waits for a previous save that is still pending.
+
+    loss: of the last step, where there was one.
+    """
     run.reporter.phase("saving")
     pending = run.saver.pending_iteration
     if pending is not None:
         logger.warning("iteration=%d waits for the checkpoint of iteration=%d to be written", state.iteration, pending)
         _tell(run, run.saver.finish())
-    run.saver.start(state, result.losses[run.task.losses[0]] if result else None)
+    run.saver.start(state, loss)
     if not run.args.async_save:
         _tell(run, run.saver.finish())
     if run.args.save_safetensors:
