@@ -319,6 +319,24 @@ def test_load_best_model_at_end_exports_the_best_weights(train, data, train_type
     assert any(not torch.equal(exported[name], tensor) for name, tensor in last.items())
 
 
+@effect("load_best_model_at_end")
+def test_the_best_checkpoint_is_passed_over_where_its_content_has_changed(train, data):
+    """One byte of a tensor, which loading would not notice. The best are early ones here."""
+    given = {"save_interval": 1, "lr": 1e-2, "greater_is_better": True, "train_iters": 4, "val_dataset": [str(data)]}
+    given |= {"save_safetensors": True, "to_hf": True, "load_best_model_at_end": True, "name": "run"}
+    run = train(**given)
+    losses = run.column("eval_lm loss")
+    best, second = sorted(range(1, 5), key=lambda iteration: -losses[iteration - 1])[:2]
+    damaged = next((run.folder / f"iter_000000{best}").glob("__0_0.distcp"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert train(**given, resume="Auto", attempt=1).exit_code == 0
+    exported = load_file(run.folder / "hf" / "model.safetensors")
+    expected = load_file(run.folder / "safetensors" / f"iter_000000{second}" / "model.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
+
+
 @effect("metric_for_best_model", "greater_is_better")
 @pytest.mark.parametrize(
     "given",

@@ -55,7 +55,7 @@ def find(load: Path, *, recognizes_others: bool = False) -> Checkpoint | None:
     dist.broadcast_object_list(candidates, src=0)
     problems = []
     for candidate in candidates[0]:
-        problem = candidate.problem or _damage(candidate)
+        problem = candidate.problem or damage_in(candidate)
         if problem is None:
             return candidate
         logger.warning("skipping the checkpoint of iteration=%d: %s", candidate.iteration, problem)
@@ -77,8 +77,8 @@ def _candidates(load: Path) -> tuple[Checkpoint, ...]:
     return (inspect(load),) if NAME.fullmatch(load.name) else checkpoints(load)
 
 
-def _damage(checkpoint: Checkpoint) -> str | None:
-    """Damage in the contents of the files, each read by one rank. Collective."""
+def damage_in(checkpoint: Checkpoint) -> str | None:
+    """Damage in the contents of the files, each read by one rank. Collective: the same on all ranks."""
     if checkpoint.manifest is None:
         return checkpoint.problem
     share = sorted(checkpoint.manifest.files)[dist.get_rank() :: dist.get_world_size()]

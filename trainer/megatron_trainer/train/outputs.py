@@ -25,7 +25,7 @@ from megatron_trainer.lora.merge import merged_weights
 from megatron_trainer.state import TrainState
 from megatron_trainer.train.run_parts import Run
 from megatron_trainjob import checkpoint_folder
-from megatron_trainjob.checkpoint_folder import best, iteration_folder
+from megatron_trainjob.checkpoint_folder import Checkpoint, best, iteration_folder
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -74,14 +74,27 @@ def load_best(run: Run, last: int) -> int:
     Only an export may follow.
     """
     save = run.saver.policy.save
-    found = [best(each for each in checkpoint_folder.checkpoints(save) if each.iteration <= last)]
-    dist.broadcast_object_list(found, src=0)
-    if found[0] is None:
+    chosen = _best_undamaged(save, last)
+    if chosen is None:
         logger.warning("no checkpoint in %s was evaluated: the last weights are exported, not the best", save)
-    elif found[0].iteration != last:
-        logger.info("exporting the weights of the best checkpoint, iteration=%d", found[0].iteration)
-        checkpoint_load.weights(run.engine, found[0], "trainable" if run.args.train_type != "full" else "base")
-    return last if found[0] is None else found[0].iteration
+    elif chosen.iteration != last:
+        logger.info("exporting the weights of the best checkpoint, iteration=%d", chosen.iteration)
+        checkpoint_load.weights(run.engine, chosen, "trainable" if run.args.train_type != "full" else "base")
+    return last if chosen is None else chosen.iteration
+
+
+def _best_undamaged(save: Path, last: int) -> Checkpoint | None:
+    """The best checkpoint up to iteration `last`; the last one's weights are in the model, so it is not read."""
+    every = [tuple(each for each in checkpoint_folder.checkpoints(save) if each.iteration <= last)]
+    dist.broadcast_object_list(every, src=0)
+    found = every[0]
+    while (chosen := best(found)) is not None and chosen.iteration != last:
+        problem = checkpoint_load.damage_in(chosen)
+        if problem is None:
+            break
+        logger.warning("passing over the best checkpoint, iteration=%d: %s", chosen.iteration, problem)
+        found = tuple(each for each in found if each != chosen)
+    return chosen
 
 
 def write_safetensors(run: Run, iteration: int) -> None:
