@@ -20,6 +20,7 @@ from tests.support.ranks.tiny_run import (
     train_counting_batches,
     train_on_late_data,
     train_one_asked,
+    train_stopped_in_evaluation,
     train_with_spoiled_gradient,
     write_data,
 )
@@ -137,6 +138,19 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for_and_tells_the_best_ch
     ]
     assert manifests[0] == manifests[1]
     assert equal(again.weights(), whole.weights())
+
+
+def test_a_request_to_stop_ends_an_evaluation_which_is_made_up_for_after_the_resume(llama, data, tmp_path):
+    """An evaluation may take longer than a pod has to end, and what it evaluates is not saved yet."""
+    given = {"val_dataset": [str(data)], "eval_interval": 2, "save_interval": 2}
+    whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=2)
+    stopped = arguments(llama, data, tmp_path / "stopped", **given)
+    found = gloo_ranks(2).run(train_stopped_in_evaluation, stopped, 2, 1)
+    assert [(run.exit_code, rounds) for run, rounds in found] == [(ExitCode.PREEMPTED, 2)] * 2
+    assert [each.iteration for each in checkpoints(tmp_path / "stopped")] == [2]
+    again = train(stopped, ranks=2, resume="Auto", attempt=1)
+    for name in ("lm loss", "eval_lm loss"):
+        assert again.column(name) == whole.column(name)
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -41,8 +41,9 @@ def losses(model: Path, data: Path, layout: dict[str, Any], *, way: str) -> list
     parts = _parts([item.length for item in items], way)[place.data :: place.data_size]
     batches = (collate([items[index] for index in part], row_shape(args, pad_id=0)) for part in parts)
     rounds = ([on_device(batch, backends.select().device)] for batch in batches)
-    found = evaluate(engine, TASKS["sft"](args, spec), rounds, backends.select()).losses
-    return [found[f"loss_{number}"] for number in range(len(items))]
+    found = evaluate(engine, TASKS["sft"](args, spec), rounds, backends.select(), is_requested=lambda: False)
+    assert found is not None
+    return [found.losses[f"loss_{number}"] for number in range(len(items))]
 
 
 def _parts(lengths: list[int], way: str) -> list[list[int]]:

@@ -129,7 +129,9 @@ def _words(value: object) -> list[str]:
     return [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
 
 
-def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: dict[str, Any]) -> TinyRun:
+def train_rank(
+    mapping: dict[str, object], task: str, stop_at: int | None, env: dict[str, Any], termination: Any = None
+) -> TinyRun:
     """One rank's part of `train`; failures that carry an exit code are an answer, others a bug that is raised."""
     import torch.distributed as dist
 
@@ -146,7 +148,7 @@ def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: 
         if isinstance(parsed, Refused):
             raise InvalidInput(parsed.violations)
         place = {"rank": dist.get_rank(), "world_size": dist.get_world_size(), "device": "cpu"}
-        run.train(parsed, task, Environment(**{**place, **env}), _termination(stop_at))
+        run.train(parsed, task, Environment(**{**place, **env}), termination or _termination(stop_at))
     except TrainingError as error:
         exit_code, message = int(error.exit_code), str(error)
     return read_run(Path(str(mapping["save"])), exit_code=exit_code, message=message)
@@ -208,6 +210,30 @@ def train_counting_batches(mapping: dict[str, object]) -> int:
     with mock.patch.object(EvaluationFeed, "global_batches", counted):
         train_rank(mapping, "sft", None, {})
     return most
+
+
+def train_stopped_in_evaluation(mapping: dict[str, object], iteration: int, asked: int) -> tuple[TinyRun, int]:
+    """`train_rank` where one rank is asked to stop in the evaluation of a step; and how many rounds that reads."""
+    from unittest import mock
+
+    import torch.distributed as dist
+
+    from megatron_trainer.termination import Termination
+    from megatron_trainer.train.feed import EvaluationFeed
+
+    in_order, termination, rounds = EvaluationFeed.global_batches, Termination(), 0
+
+    def asking(self: Any, *given: Any) -> Any:
+        nonlocal rounds
+        for number, batches in enumerate(in_order(self, *given), start=1):
+            if termination.iteration == iteration:
+                rounds += 1
+                if number == 2 and dist.get_rank() == asked:
+                    termination._request(signal.SIGTERM, None)
+            yield batches
+
+    with mock.patch.object(EvaluationFeed, "global_batches", asking):
+        return train_rank(mapping, "sft", None, {}, termination), rounds
 
 
 def read_run(folder: Path, *, exit_code: int = 0, message: str = "") -> TinyRun:

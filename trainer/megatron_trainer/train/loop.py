@@ -63,11 +63,12 @@ def _fit(run: Run, state: TrainState) -> Ended:
     saved_at = state.iteration if saved or state.iteration == 0 else -1
     state = _evaluate_late(run, state, saved.loss if saved else None, is_saved=saved is not None)
     result: StepResult | None = None
+    is_stopped = False
     slow_ranks = SlowRanks()
     while state.iteration < run.total_iterations:
         micro_batches, waited_s = _next(run, batches)
         if micro_batches is None:
-            state = _at_end_of_data(run, state)
+            state, is_stopped = _at_end_of_data(run, state)
             break
         rate = learning_rate(run.schedule, state.iteration)
         optim.set_learning_rates(run.engine.optimizer, run.schedule, state.iteration, run.args.weight_decay)
@@ -80,34 +81,36 @@ def _fit(run: Run, state: TrainState) -> Ended:
         _check_numbers(run, state, result)
         _report_step(run, state, result, rate, waited_s, slow_ranks)
         _tell(run, run.saver.poll())
-        if result.stop_requested:
+        is_stopped = result.stop_requested
+        if not is_stopped and _is_evaluated(run, before, state):
+            state, is_stopped = validate(run, state)
+        if is_stopped:
             break
-        if _is_evaluated(run, before, state):
-            state = validate(run, state)
         if run.saves.is_due(run, before, state):
             saved_at = _save(run, state, _main_loss(run, result))
         if state.iteration < run.total_iterations:
             _save_in_memory(run, state, result)
-    return _ended(run, state, result, saved_at)
+    return _ended(run, state, _main_loss(run, result), saved_at, is_stopped=is_stopped)
 
 
-def _ended(run: Run, state: TrainState, result: StepResult | None, saved_at: int) -> Ended:
-    """Saves what is not saved yet, and makes up for the last evaluation. result: of the last step, if there was one."""
-    is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
+def _ended(run: Run, state: TrainState, loss: float | None, saved_at: int, *, is_stopped: bool) -> Ended:
+    """Saves what is not saved yet, and makes up for the last evaluation. loss: of the last step, if there was one."""
+    is_stopped = is_stopped and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
-        saved_at = _save(run, state, _main_loss(run, result))
+        saved_at = _save(run, state, loss)
     if not is_stopped:
-        state = _evaluate_late(run, state, _main_loss(run, result), is_saved=saved_at == state.iteration)
+        state = _evaluate_late(run, state, loss, is_saved=saved_at == state.iteration)
     _finish_saving(run)
     _check_updates(run, state, is_stopped=is_stopped)
     return Ended(state=state, is_stopped=is_stopped)
 
 
-def _at_end_of_data(run: Run, state: TrainState) -> TrainState:
+def _at_end_of_data(run: Run, state: TrainState) -> tuple[TrainState, bool]:
+    """As validate."""
     if state.iteration == 0:
         raise ended_before_first_step(run.args)
     logger.warning("the data has ended at iteration=%d of the planned %d", state.iteration, run.total_iterations)
-    return state if state.last_validation_iteration == state.iteration else validate(run, state)
+    return (state, False) if state.last_validation_iteration == state.iteration else validate(run, state)
 
 
 def _saved(run: Run, state: TrainState) -> Manifest | None:
@@ -128,7 +131,7 @@ def _is_evaluated(run: Run, before: TrainState, state: TrainState) -> bool:
 def _evaluate_late(run: Run, state: TrainState, loss: float | None, *, is_saved: bool) -> TrainState:
     """Makes up for an evaluation after this step, which a request to stop has left out; its checkpoint gets it too.
 
-    loss: of the step.
+    loss: of the step. Nothing is lost where the pod is ended meanwhile.
     """
     step = run.train.step
     before = replace(
@@ -136,7 +139,7 @@ def _evaluate_late(run: Run, state: TrainState, loss: float | None, *, is_saved:
     )
     if state.iteration in (0, state.last_validation_iteration) or not _is_evaluated(run, before, state):
         return state
-    evaluated = validate(run, state)
+    evaluated, _ = validate(run, state, gives_way=False)
     if is_saved and evaluated.last_validation_iteration == state.iteration:
         _save(run, evaluated, loss)
     return evaluated
@@ -206,15 +209,27 @@ def advance(state: TrainState, result: StepResult, read: Segment) -> TrainState:
     )
 
 
-def validate(run: Run, state: TrainState) -> TrainState:
-    """Runs one evaluation round, always over the same samples; returns the state unchanged without evaluation."""
+def validate(run: Run, state: TrainState, *, gives_way: bool = True) -> tuple[TrainState, bool]:
+    """Runs one evaluation, always over the same samples; returns the state, and whether it was asked to stop instead.
+
+    The state is unchanged without evaluation. gives_way: to a request to stop, for steps that are not saved yet.
+    """
     if run.validation is None or run.eval_iters == 0 or run.evaluations.strategy == "no":
-        return state
+        return state, False
     run.reporter.phase("evaluating")
     garbage.collect_around_evaluation(run.args)
     started = time.monotonic()
     rounds = islice(run.validation.global_batches(run.backend), run.eval_iters)
-    result = evaluate(run.engine, run.task, rounds, run.backend)
+    result = evaluate(
+        run.engine,
+        run.task,
+        rounds,
+        run.backend,
+        is_requested=lambda: gives_way and run.termination.is_requested,
+    )
+    if result is None:
+        logger.warning("asked to stop: the evaluation at iteration=%d is left to the next start", state.iteration)
+        return state, True
     run.reporter.evaluation(
         EvalRecord(
             iteration=state.iteration,
@@ -228,13 +243,14 @@ def validate(run: Run, state: TrainState) -> TrainState:
     run.reporter.phase("training")
     loss = result.losses[run.task.losses[0]]
     best = loss if state.best_validation_loss is None else min(loss, state.best_validation_loss)
-    return replace(
+    evaluated = replace(
         state,
         last_validation_loss=loss,
         best_validation_loss=best,
         last_validation_iteration=state.iteration,
         last_metric=_metric(run, result.losses),
     )
+    return evaluated, False
 
 
 def _metric(run: Run, losses: Mapping[str, float]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,6 @@ from megatron_trainer.engine import Engine
 from megatron_trainer.pipeline import run_schedule
 from megatron_trainer.tasks import Task
 from megatron_trainer.train import router_losses
-
-MEET_EVERY = 8
-"""Global batches of an evaluation after which the ranks wait for each other. Copies of the model need nothing of each
-other before the end, and what one of them is late by adds up: to more than ddp_timeout in a long evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +121,36 @@ class Evaluation:
     num_tokens: int
 
 
-def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]], backend: Backend) -> Evaluation:
-    """Forward passes over the global batches of the rounds. Collective."""
+def evaluate(
+    engine: Engine,
+    task: Task,
+    rounds: Iterator[Sequence[MicroBatch]],
+    backend: Backend,
+    *,
+    is_requested: Callable[[], bool],
+) -> Evaluation | None:
+    """Forward passes over the global batches of the rounds; None if any rank is asked to stop meanwhile. Collective.
+
+    The ranks meet after each round, also because copies of the model need nothing of each other before the end: what
+    one of them is late by would add up to more than ddp_timeout.
+    """
     for chunk in engine.chunks:
         chunk.eval()
     all_metrics: list[Mapping[str, torch.Tensor]] = []
     counts = _counts((), backend)  # of micro-batches that are not kept: with their images they would fill a GPU
+    is_whole = True
     with torch.no_grad():
-        for number, batches in enumerate(rounds, start=1):
+        for batches in rounds:
             prepared = task.prepare(batches)
             all_metrics.extend(run_schedule(engine.chunks, task.forward_step, prepared, is_training=False))
             counts += _counts(batches, backend)
-            if number % MEET_EVERY == 0:
-                parallel.is_true_everywhere(condition=True, backend=backend)
+            is_whole = parallel.is_true_everywhere(not is_requested(), backend)
+            if not is_whole:
+                break
     for chunk in engine.chunks:
         chunk.train()
+    if not is_whole:
+        return None
     sums = _reduce(task, all_metrics, counts, backend, stop_requested=False)
     channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
     return Evaluation(losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens)
