@@ -337,6 +337,22 @@ def test_the_best_checkpoint_is_passed_over_where_its_content_has_changed(train,
     assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
 
 
+@effect("load_best_model_at_end")
+def test_a_run_that_starts_over_takes_no_checkpoint_of_the_run_before_for_its_best(train, data):
+    """The run before learned; this one does not, and saves at other steps."""
+    given = {"val_dataset": [str(data)], "to_hf": True, "load_best_model_at_end": True, "name": "run"}
+    before = train(**given, save_interval=1, train_iters=3, lr=1e-2, lr_decay_style="constant")
+    over = train(**given, save_interval=2, train_iters=4, lr=1e-9, save_total_limit=1)
+    assert min(over.column("eval_lm loss")) > min(before.column("eval_lm loss")), "or the run shows nothing"
+    names = sorted(path.name for path in over.folder.glob("iter_*"))
+    assert names == ["iter_0000001", "iter_0000003", "iter_0000004"]
+    assert (over.folder / "best").resolve().name == "iter_0000004"
+    alone = train(**given | {"name": "alone"}, save_interval=2, train_iters=4, lr=1e-9)
+    assert all(torch.equal(over.weights()[name], tensor) for name, tensor in alone.weights().items())
+    again = train(**given, save_interval=2, train_iters=6, lr=1e-9, resume="Auto", attempt=1)
+    assert (again.folder / "best").resolve().name != "iter_0000003"
+
+
 @effect("metric_for_best_model", "greater_is_better")
 @pytest.mark.parametrize(
     "given",

@@ -20,7 +20,7 @@ class TrainState:
 
     history: the layouts in which consumed_samples were read, which determine the rest of the epoch in another layout.
     last_metric: metric_for_best_model of the last evaluation.
-    data: identity of the data that was read, empty if unknown.
+    data: identity of the data that was read, empty if unknown. run: as in the manifest of a checkpoint.
     """
 
     iteration: int = 0
@@ -33,6 +33,7 @@ class TrainState:
     last_metric: float | None = None
     history: tuple[Segment, ...] = ()
     data: str = ""
+    run: str = ""
 
 
 def on_data(state: TrainState, identity: str, *, total_iterations: int) -> TrainState:

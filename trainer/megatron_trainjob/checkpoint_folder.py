@@ -45,6 +45,7 @@ class Manifest:
 
     loss: of the step that it was saved after; validation_loss: of an evaluation after that same step, if there was one.
     metric, metric_value, greater_is_better: criterion of the best checkpoint, if that is not the validation loss.
+    run: the same for all checkpoints of a run, over its restarts; empty in those of earlier releases.
     """
 
     iteration: int
@@ -60,6 +61,7 @@ class Manifest:
     metric: str = ""
     metric_value: float | None = None
     greater_is_better: bool = False
+    run: str = ""
 
     @property
     def cost(self) -> float | None:
@@ -97,6 +99,16 @@ def checkpoints(save: Path) -> tuple[Checkpoint, ...]:
     """Every iter_ folder in `save`, newest first, each with its manifest or its problem."""
     folders = [path for path in save.iterdir() if NAME.fullmatch(path.name)] if save.is_dir() else []
     return tuple(inspect(path) for path in sorted(folders, key=_iteration, reverse=True))
+
+
+def of_run(found: Iterable[Checkpoint], newest: int) -> tuple[Checkpoint, ...]:
+    """The checkpoints of the run whose last one has the iteration `newest`, newest first, and damaged ones before it.
+
+    A run that started over in the folder of another has its checkpoints beside those of the other.
+    """
+    earlier = sorted((each for each in found if each.iteration <= newest), key=lambda each: -each.iteration)
+    last = next((each.manifest for each in earlier if each.iteration == newest), None)
+    return tuple(each for each in earlier if last is None or each.manifest is None or each.manifest.run == last.run)
 
 
 def best(found: Iterable[Checkpoint]) -> Checkpoint | None:

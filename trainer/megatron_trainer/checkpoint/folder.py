@@ -37,6 +37,7 @@ from megatron_trainjob.checkpoint_folder import (
     best,
     checkpoints,
     iteration_folder,
+    of_run,
 )
 
 logger = logging.getLogger(__name__)
@@ -234,9 +235,9 @@ def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[C
     """Checkpoints to prune once iteration `newest` is published, with `limit` checkpoints to keep.
 
     The newest `limit` complete ones and the best one are kept. Damaged ones do not count; they are pruned when older
-    than all that are kept. Iterations later than `newest` belong to another run.
+    than all that are kept. Those of another run stay.
     """
-    own = sorted((each for each in found if each.iteration <= newest), key=lambda each: -each.iteration)
+    own = of_run(found, newest)
     complete = [each for each in own if each.manifest is not None]
     if len(complete) < limit:
         return ()
@@ -249,7 +250,7 @@ def point(save: Path, newest: int, writer: Owner) -> None:
     """Points `last` to iteration `newest`, which is published, and `best` to the best one up to it."""
     with owned(save, writer):
         _point(save / LAST, iteration_folder(save, newest), writer)
-        found = best(each for each in checkpoints(save) if each.iteration <= newest)
+        found = best(of_run(checkpoints(save), newest))
         if found is not None:
             _point(save / BEST, found.path, writer)
 

@@ -197,6 +197,7 @@ class MemorySaver:
             validation_loss=state.last_validation_loss if is_validated else None,
             saved_at_epoch_s=clock.epoch_s(),
             files=files,
+            run=state.run,
         )
 
     def _copy_of_neighbor(self, aside: Path, parts: Sequence[Written]) -> None:

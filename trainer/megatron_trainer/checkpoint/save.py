@@ -166,6 +166,7 @@ class Saver:
             metric=policy.metric,
             metric_value=state.last_metric if is_validated else None,
             greater_is_better=policy.greater_is_better,
+            run=state.run,
             files={**pending.shards.complete(parts), **_write_record(pending.shards.folder, policy.record)},
         )
         folder.publish(pending.shards.folder, manifest, policy.owner)

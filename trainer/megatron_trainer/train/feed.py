@@ -6,6 +6,7 @@ between them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -25,6 +26,8 @@ from megatron_trainer.data.values import Indexed, MicroBatch
 from megatron_trainer.state import TrainState
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,15 @@ def feeds(args: TrainArgs, data: Prepared, shape: RowShape) -> tuple[Feed, Evalu
         num_workers=num_workers,
     )
     return train, validation
+
+
+def tell_unread(validation: EvaluationFeed | None, eval_iters: int) -> None:
+    """Logs how much of the validation set the given number of steps leaves out."""
+    if validation is None or eval_iters == 0:
+        return
+    read, rows = validation.num_items_in(eval_iters), len(validation.items)
+    if read < rows:
+        logger.warning("eval_iters=%d reads %d of the %d rows of the validation set", eval_iters, read, rows)
 
 
 def train_order(args: TrainArgs, data: Prepared, world_size: int) -> Sampler | StreamSampler:

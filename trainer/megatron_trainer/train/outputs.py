@@ -25,7 +25,7 @@ from megatron_trainer.lora.merge import merged_weights
 from megatron_trainer.state import TrainState
 from megatron_trainer.train.run_parts import Run
 from megatron_trainjob import checkpoint_folder
-from megatron_trainjob.checkpoint_folder import Checkpoint, best, iteration_folder
+from megatron_trainjob.checkpoint_folder import Checkpoint, best, iteration_folder, of_run
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ def load_best(run: Run, last: int) -> int:
 
 
 def _best_undamaged(save: Path, last: int) -> Checkpoint | None:
-    """The best checkpoint up to iteration `last`; the last one's weights are in the model, so it is not read."""
-    every = [tuple(each for each in checkpoint_folder.checkpoints(save) if each.iteration <= last)]
+    """The best checkpoint of the run up to iteration `last`, whose weights are in the model, so that it is not read."""
+    every = [of_run(checkpoint_folder.checkpoints(save), last)]
     dist.broadcast_object_list(every, src=0)
     found = every[0]
     while (chosen := best(found)) is not None and chosen.iteration != last:

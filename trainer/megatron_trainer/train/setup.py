@@ -54,7 +54,7 @@ from megatron_trainer.tasks.reference import Reference
 from megatron_trainer.termination import Termination
 from megatron_trainer.train import optim, output_folder, starting_weights
 from megatron_trainer.train.enough_data import check_first_step
-from megatron_trainer.train.feed import EvaluationFeed, feeds, train_order
+from megatron_trainer.train.feed import feeds, tell_unread, train_order
 from megatron_trainer.train.preference_run import engine_and_reference, task_of
 from megatron_trainer.train.read_data import data_cache, max_length, read_data
 from megatron_trainer.train.run_parts import Pace, Run
@@ -152,6 +152,7 @@ def build(
     course = _course(args, data, started)
     _check_course(accepted, task, course)
     state = on_data(started, data.identity, total_iterations=course.train_iters)
+    state = state if state.iteration else replace(state, run=owner.token)
     parts = _Parts(
         accepted=accepted,
         task=task,
@@ -180,7 +181,7 @@ def _run(
     """Assembles the run, writes its settings to its folder and starts its reports. Collective."""
     args, spec, course = parts.accepted.args, parts.spec, parts.course
     train, validation = feeds(args, parts.data, parts.shape)
-    _tell_unread(validation, course.eval_iters)
+    tell_unread(validation, course.eval_iters)
     learned = task_of(args, spec, parts.task, parts.engine, parts.reference)
     policy = _save_policy(parts, env, _metric(args, learned.evaluated))
     info = _run_info(parts, env, backend, state)
@@ -274,15 +275,6 @@ def _check_course(accepted: Accepted, task: TrainingTask, course: _Course) -> No
     violations = violation.errors(rules.check(known, accepted.given, task=task))
     if violations:
         raise InvalidInput(violations)
-
-
-def _tell_unread(validation: EvaluationFeed | None, eval_iters: int) -> None:
-    """Logs how much of the validation set the given number of steps leaves out."""
-    if validation is None or eval_iters == 0:
-        return
-    read, rows = validation.num_items_in(eval_iters), len(validation.items)
-    if read < rows:
-        logger.warning("eval_iters=%d reads %d of the %d rows of the validation set", eval_iters, read, rows)
 
 
 def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
