@@ -32,6 +32,14 @@ def test_seconds_are_those_since_the_stage_before(tmp_path):
     assert start_stages.in_words(path) == expected
 
 
+def test_a_file_that_cannot_be_written_ends_neither_launcher_nor_run(tmp_path):
+    gone = tmp_path / "gone" / "stages"
+    env = replace(environment.read(), rank=0, stages_file=gone)
+    start_stages.begin(gone)
+    start_stages.note(env, "loaded")
+    start_stages.first_step_of(env)()
+
+
 def test_other_ranks_and_ranks_without_a_launcher_tell_nothing(tmp_path, caplog):
     caplog.set_level("INFO")
     for env in (

@@ -16,6 +16,7 @@ from tests.support.models.reference_rows import reference_rows
 from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import (
     arguments,
+    main_rank_on_full_disk,
     train,
     train_counting_batches,
     train_on_late_data,
@@ -195,6 +196,13 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_its_weights_are_saved
     run = gloo_ranks(1).run(train_with_spoiled_gradient, given, 3)[0]
     assert (run.exit_code, run.message.partition(";")[0]) == (ExitCode.LOSS_NOT_FINITE, "step 3: grad_norm is nan")
     assert [each.iteration for each in checkpoints(tmp_path / "run")] == [2, 1]
+
+
+def test_a_failure_has_its_exit_code_also_where_no_record_of_it_can_be_left(llama, data, tmp_path):
+    given = arguments(llama, tmp_path / "missing.jsonl", tmp_path / "run")
+    run = gloo_ranks(1).run(main_rank_on_full_disk, given, tmp_path)[0]
+    assert run.exit_code == ExitCode.MISSING_INPUT
+    assert "cannot leave a record of the failure" in run.output
 
 
 def test_wrong_arguments_are_all_reported(llama, data, tmp_path):

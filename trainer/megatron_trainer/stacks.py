@@ -29,8 +29,12 @@ def listen(failure_file: Path | None, rank: int) -> None:
         faulthandler.enable(file=LOG, all_threads=True)
         return
     head = json.dumps({termination.RANK: rank, termination.HOST: socket.gethostname()})
-    descriptor = os.open(termination.stack_file(failure_file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
-    os.write(descriptor, f"{head}\n".encode())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        descriptor = os.open(termination.stack_file(failure_file), flags)
+        os.write(descriptor, f"{head}\n".encode())
+    except OSError:  # its disk is full
+        descriptor = LOG
     faulthandler.enable(file=descriptor, all_threads=True)
 
 

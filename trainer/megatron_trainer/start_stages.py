@@ -4,6 +4,7 @@ for the log.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -27,14 +28,15 @@ _IN_WORDS: Final[dict[Stage, str]] = {
 
 
 def begin(path: Path) -> None:
-    """Begins the file of an attempt, before its ranks are started."""
-    path.write_text(_line(_BEGAN))
+    """Begins the file of an attempt, before its ranks are started; without it where its disk is full."""
+    with contextlib.suppress(OSError):
+        path.write_text(_line(_BEGAN))
 
 
 def note(env: Environment, stage: Stage) -> None:
     """Adds a line with the moment by the clock that all processes of a machine share; nothing without a launcher."""
     if env.rank == 0 and env.stages_file is not None:
-        with env.stages_file.open("a") as file:
+        with contextlib.suppress(OSError), env.stages_file.open("a") as file:
             file.write(_line(stage))
 
 
@@ -44,7 +46,8 @@ def first_step_of(env: Environment) -> Callable[[], None]:
     def note_first() -> None:
         note(env, "firstStep")
         if env.rank == 0 and env.stages_file is not None:
-            logger.info(in_words(env.stages_file))
+            with contextlib.suppress(OSError, ValueError, KeyError):  # of a file that could not be written in full
+                logger.info(in_words(env.stages_file))
 
     return cache(note_first)
 

@@ -124,6 +124,19 @@ def main_rank(mapping: dict[str, object], task: str) -> TinyRun:
     return replace(left, output=printed.getvalue())
 
 
+def main_rank_on_full_disk(mapping: dict[str, object], folder: Path) -> TinyRun:
+    """`main_rank` where the folder in which a rank leaves a record of its failure has no room."""
+    import os
+    from unittest import mock
+
+    from megatron_trainjob.environment import FAILURE_FILE
+
+    for name in ("rank.json", "rank.stack"):
+        (folder / name).symlink_to("/dev/full")
+    with mock.patch.dict(os.environ, {FAILURE_FILE: str(folder / "rank.json")}):
+        return main_rank(mapping, "sft")
+
+
 def _words(value: object) -> list[str]:
     values = value if isinstance(value, list) else [value]
     return [str(item).lower() if isinstance(item, bool) else str(item) for item in values]

@@ -154,5 +154,8 @@ def _fail(
         host=socket.gethostname(),
         stack="" if error is None else stacks.of_error(error),
     )
-    write_record(env.failure_file, record)
+    try:
+        write_record(env.failure_file, record)
+    except OSError as err:  # the exit code alone still says what a restart would do
+        logger.warning("cannot leave a record of the failure path=%s error=%s", env.failure_file, err)
     return exit_code
