@@ -7,9 +7,10 @@ import pytest
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.report import FinishRecord
 from megatron_trainer.report.jsonl import eval_row, log_row
+from megatron_trainer.report.reporter import Reporter
 from megatron_trainer.report.swan_lab import SwanLab
 from megatron_trainer.report.tracking import numbers
-from tests.support.data.report_records import evaluation, log_record, run_info
+from tests.support.data.report_records import Clock, evaluation, log_record, run_info, step
 from tests.support.data.swanlab_files import stored_run
 
 
@@ -33,6 +34,18 @@ def test_without_a_key_a_run_says_what_to_set(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_client_that_has_ended_ends_no_training(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("swanlab")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    reporter = Reporter([sink := SwanLab("llm", "first", tmp_path, interval=1)], now=Clock())
+    sink._run.finish()
+    reporter.start(run_info())
+    reporter.step(step(1, 2.5))
+    reporter.close()
+    assert "cannot write report sink=SwanLab event=LogRecord" in caplog.messages
+
+
+@pytest.mark.slow
 def test_an_offline_run_is_read_back_and_a_restart_continues_it(tmp_path, monkeypatch, capfd):
     pytest.importorskip("swanlab")
     monkeypatch.setenv("SWANLAB_MODE", "offline")
@@ -48,10 +61,12 @@ def test_an_offline_run_is_read_back_and_a_restart_continues_it(tmp_path, monkey
     runs = [stored_run(path) for path in sorted(tmp_path.glob("run-*/*.swanlab"))]
     identity = ("llm", "first", (tmp_path / "run-id").read_text())
     assert [(run.project, run.name, run.run_id) for run in runs] == [identity, identity]
-    for step, run in zip((5, 10), runs, strict=True):
-        rows = numbers(eval_row(evaluation(step))) | numbers(log_row(log_record(iteration=step), log_throughput=True))
+    for at, run in zip((5, 10), runs, strict=True):
+        rows = numbers(eval_row(evaluation(number))) | numbers(
+            log_row(log_record(iteration=number), log_throughput=True)
+        )
         assert {"lm loss", "eval_lm loss", "tokens_per_second", "learning_rate"} <= rows.keys()
-        found = {name: values.get(step) for name, values in run.scalars.items()}
+        found = {name: values.get(at) for name, values in run.scalars.items()}
         assert found == pytest.approx(rows, rel=1e-6)
         assert run.config["lr"] == 1e-3
         assert run.config["target_modules"] == ["all-linear"]

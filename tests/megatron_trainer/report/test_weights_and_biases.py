@@ -6,8 +6,9 @@ import pytest
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.report import FinishRecord
+from megatron_trainer.report.reporter import Reporter
 from megatron_trainer.report.weights_and_biases import WeightsAndBiases
-from tests.support.data.report_records import evaluation, log_record, run_info
+from tests.support.data.report_records import Clock, evaluation, log_record, run_info, step
 
 
 def test_a_missing_package_is_a_problem_with_a_remedy(tmp_path, monkeypatch):
@@ -17,6 +18,19 @@ def test_a_missing_package_is_a_problem_with_a_remedy(tmp_path, monkeypatch):
     [violation] = raised.value.violations
     assert (violation.path, violation.value) == ("spec.args.wandb_project", "llm")
     assert "install it or leave this empty" in violation.message
+
+
+@pytest.mark.slow
+def test_a_client_that_has_ended_ends_no_training(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    reporter = Reporter([sink := WeightsAndBiases("llm", "first", tmp_path, interval=1)], now=Clock())
+    sink._run.finish()
+    reporter.start(run_info())
+    reporter.step(step(1, 2.5))
+    reporter.close()
+    assert "cannot write report sink=WeightsAndBiases event=LogRecord" in caplog.messages
 
 
 @pytest.mark.slow

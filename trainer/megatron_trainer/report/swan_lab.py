@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_trainer.report.jsonl import eval_row, log_row
 from megatron_trainer.report.records import EvalRecord, Event, FinishRecord, LogRecord, RunInfo
-from megatron_trainer.report.tracking import facts, imported, numbers, run_id, without_key
+from megatron_trainer.report.tracking import as_os_error, facts, imported, numbers, run_id, without_key
 
 
 class SwanLab:
@@ -34,16 +34,18 @@ class SwanLab:
 
     def write(self, event: Event) -> None:
         """Logs the event; the run's facts and at last its outputs become its config."""
-        match event:
-            case RunInfo():
-                self._run.config.update(facts(event))
-            case LogRecord():
-                self._run.log(numbers(log_row(event, log_throughput=True)), step=event.iteration)
-            case EvalRecord():
-                self._run.log(numbers(eval_row(event)), step=event.iteration)
-            case FinishRecord():
-                self._run.config.update({"phase": event.phase, **event.outputs})
+        with as_os_error("SwanLab"):
+            match event:
+                case RunInfo():
+                    self._run.config.update(facts(event))
+                case LogRecord():
+                    self._run.log(numbers(log_row(event, log_throughput=True)), step=event.iteration)
+                case EvalRecord():
+                    self._run.log(numbers(eval_row(event)), step=event.iteration)
+                case FinishRecord():
+                    self._run.config.update({"phase": event.phase, **event.outputs})
 
     def close(self) -> None:
         """Waits until all logged data is uploaded, or stored when offline."""
-        self._run.finish()
+        with as_os_error("SwanLab"):
+            self._run.finish()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +34,20 @@ def without_key(argument: str, value: object, prefix: str, said: Exception) -> I
     reason = str(said).strip().splitlines()[0] if str(said).strip() else type(said).__name__
     message = f"cannot start: {reason}; set {prefix}_API_KEY from a Secret (spec.env), or {prefix}_MODE to offline"
     return refused(argument, value, message)
+
+
+@contextlib.contextmanager
+def as_os_error(tracker: str) -> Iterator[None]:
+    """Context that turns any error of a client into an OSError, which the reporter logs: it must not end the training.
+
+    Its own process or its server may be gone; the clients have many exceptions for that, and change them.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as err:
+        raise OSError(f"{tracker}: {type(err).__name__}: {err}") from err
 
 
 def run_id(folder: Path) -> str:

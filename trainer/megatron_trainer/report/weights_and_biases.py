@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_trainer.report.jsonl import eval_row, log_row
 from megatron_trainer.report.records import EvalRecord, Event, FinishRecord, LogRecord, RunInfo
-from megatron_trainer.report.tracking import facts, imported, numbers, run_id, without_key
+from megatron_trainer.report.tracking import as_os_error, facts, imported, numbers, run_id, without_key
 
 
 class WeightsAndBiases:
@@ -34,15 +34,16 @@ class WeightsAndBiases:
 
     def write(self, event: Event) -> None:
         """Logs the event; the run's facts become its config."""
-        match event:
-            case RunInfo():
-                self._run.config.update(facts(event), allow_val_change=True)
-            case LogRecord():
-                self._run.log(numbers(log_row(event, log_throughput=True)))
-            case EvalRecord():
-                self._run.log(numbers(eval_row(event)))
-            case FinishRecord():
-                self._run.summary.update({"phase": event.phase, **event.outputs})
+        with as_os_error("Weights & Biases"):
+            match event:
+                case RunInfo():
+                    self._run.config.update(facts(event), allow_val_change=True)
+                case LogRecord():
+                    self._run.log(numbers(log_row(event, log_throughput=True)))
+                case EvalRecord():
+                    self._run.log(numbers(eval_row(event)))
+                case FinishRecord():
+                    self._run.summary.update({"phase": event.phase, **event.outputs})
 
     def close(self) -> None:
         """Waits until all logged data is uploaded, or stored when offline.
@@ -50,5 +51,6 @@ class WeightsAndBiases:
         The teardown waits for wandb's own process, which may still hold unwritten data; wandb would do this at
         interpreter exit, which a failing rank skips.
         """
-        self._run.finish()
-        self._wandb.teardown()
+        with as_os_error("Weights & Biases"):
+            self._run.finish()
+            self._wandb.teardown()
