@@ -62,9 +62,7 @@ def test_an_offline_run_is_read_back_and_a_restart_continues_it(tmp_path, monkey
     identity = ("llm", "first", (tmp_path / "run-id").read_text())
     assert [(run.project, run.name, run.run_id) for run in runs] == [identity, identity]
     for at, run in zip((5, 10), runs, strict=True):
-        rows = numbers(eval_row(evaluation(number))) | numbers(
-            log_row(log_record(iteration=number), log_throughput=True)
-        )
+        rows = numbers(eval_row(evaluation(at))) | numbers(log_row(log_record(iteration=at), log_throughput=True))
         assert {"lm loss", "eval_lm loss", "tokens_per_second", "learning_rate"} <= rows.keys()
         found = {name: values.get(at) for name, values in run.scalars.items()}
         assert found == pytest.approx(rows, rel=1e-6)
