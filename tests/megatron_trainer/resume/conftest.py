@@ -18,5 +18,11 @@ def full(llama, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def undistributed(llama, tmp_path_factory):
+    given = {"optimizer": "sgd", "sgd_momentum": 0.0, "use_distributed_optimizer": False}
+    return base(llama, tmp_path_factory.mktemp("undistributed"), **given)
+
+
+@pytest.fixture(scope="module")
 def lora(llama, tmp_path_factory):
     return base(llama, tmp_path_factory.mktemp("lora"), **LORA)

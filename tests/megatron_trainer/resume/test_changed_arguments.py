@@ -74,6 +74,20 @@ def test_what_cannot_change_is_refused_with_both_values_all_at_once_and_never_re
     assert_refused(full, full.go_on(tmp_path, changed), changed, before)
 
 
+@pytest.mark.parametrize(
+    ("changed", "before"),
+    [({"torch_dtype": "bfloat16"}, {"torch_dtype": "float32"}), ({"sgd_momentum": 0.9}, {"sgd_momentum": 0.0})],
+    ids=name_of,
+)
+def test_what_an_optimizer_that_is_not_distributed_has_not_saved_is_refused_and_can_be_left_out(
+    undistributed, tmp_path, changed, before
+):
+    """Main parameters beside 16 bits, and momenta."""
+    assert_refused(undistributed, undistributed.go_on(tmp_path / "refused", changed), changed, before)
+    found = undistributed.go_on(tmp_path / "without", {**changed, "no_load_optim": True})
+    assert (found.run.exit_code, found.run.message) == (0, "")
+
+
 def test_adapters_go_on_with_other_rates_and_dropout(lora, tmp_path):
     changed = {"lr": 5e-4, "lora_dropout": 0.5}
     found = lora.go_on(tmp_path, changed)

@@ -50,6 +50,7 @@ ANOTHER_OPTIMIZER = frozenset(
     | {name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full"}
 )
 """The state that the optimizer keeps, and for which parameters."""
+PRECISION = ("torch_dtype", "fp16", "bf16")
 NOT_OF_THE_TRAINING = frozenset(
     {"model", "model_revision", "use_hf", "hub_token", "local_repo_path", "save", "add_version", "load", "adapter_load"}
     | {"finetune", "load_args", "load_data_args", "no_load_optim", "no_load_rng", "ignore_args_error"}
@@ -97,7 +98,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change
     arguments = _differing({"task": before["task"]}, {"task": after["task"]})
     arguments += _differing(before["arguments"], after["arguments"])
     found = [
-        Change(name=name, before=old, after=new, verdict=verdict(name))
+        Change(name=name, before=old, after=new, verdict=_verdict_here(name, before, after))
         for name, old, new in arguments
         if not (name in ARGUMENTS and ARGUMENTS[name].secret)
     ]
@@ -147,6 +148,27 @@ def verdict(name: str) -> Verdict:
     if name in ANOTHER_OPTIMIZER:
         return "another optimizer"
     return "not of the training" if name in NOT_OF_THE_TRAINING else "takes effect"
+
+
+def _verdict_here(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Verdict:
+    """As `verdict`, which may depend on other arguments: whether the checkpoint has all that the optimizer keeps."""
+    arguments = before["arguments"]
+    if name in PRECISION and _is_half(before) != _is_half(after):
+        is_spread = after["arguments"].get("use_distributed_optimizer") or arguments.get("optimizer") == "dist_muon"
+        return "takes effect" if is_spread else "another optimizer"
+    if name == "sgd_momentum" and arguments.get("optimizer") == "sgd" and not arguments[name]:
+        return "another optimizer"
+    return verdict(name)
+
+
+def _is_half(record: Mapping[str, Any]) -> bool:
+    """Whether it trains in 16 bits, beside which an optimizer that is not distributed keeps main parameters."""
+    arguments, config = record["arguments"], record.get("model_config") or {}
+    flags = [arguments.get(name) for name in ("fp16", "bf16")]
+    if flags != [None, None]:
+        return any(flags)
+    dtype = arguments.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype") or "float32"
+    return str(dtype).endswith("float16")
 
 
 def refused(
