@@ -50,6 +50,19 @@ def test_rlhf_type_knows_its_algorithms(prefer):
         assert said in problem.message
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"reference_free": True}, {"rlhf_type": "kto", "loss_type": "apo_zero_unpaired", "lr": 0.1}, {"rlhf_type": "rm"}],
+    ids=["dpo", "kto", "rm"],
+)
+def test_an_evaluation_gives_every_answer_the_same_weight_whatever_the_micro_batches(prefer, tmp_path, given):
+    """Five pairs in micro-batches of 1 and of 4, of which the last is short."""
+    held = (str(preference_data.write(tmp_path / "held.jsonl", 5)),)
+    common = {"val_dataset": held, "eval_interval": 2, "global_batch_size": 4, "min_lr": 0.1 * ("lr" in given), **given}
+    one, four = (prefer(micro_batch_size=size, **common).column("eval_loss") for size in (1, 4))
+    assert one == pytest.approx(four, rel=1e-5)
+
+
 @effect("beta")
 def test_beta_scales_the_margin_and_so_the_first_gradient(prefer):
     plain, strong = prefer(), prefer(beta=0.2)

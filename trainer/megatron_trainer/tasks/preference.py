@@ -18,7 +18,7 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses.preference import PairLogProbabilities, PreferenceSettings, preference_loss
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.sequences import step_of_sums
-from megatron_trainer.tasks.task import Task, sum_and_count
+from megatron_trainer.tasks.task import Task, sum_and_count, weighted
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -60,9 +60,8 @@ def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, 
     metrics = _metrics(args, pairs) | _mean_logits(logit_S.detach(), tokens_S)
     if args.rpo_alpha is not None:
         loss = loss + args.rpo_alpha * pairs.chosen_loss
-        metrics[CHOSEN_LOSS] = sum_and_count(pairs.chosen_loss.detach()[None])
-    num_pairs = len(pairs.chosen_P) if args.calculate_per_token_loss else 1
-    metrics[MAIN_LOSS] = torch.stack([loss.detach().double() * num_pairs, loss.new_tensor(num_pairs).double()])
+        metrics[CHOSEN_LOSS] = weighted(pairs.chosen_loss, len(pairs.chosen_P), args)
+    metrics[MAIN_LOSS] = weighted(loss, len(pairs.chosen_P), args)
     return loss * whole.loss_share, metrics
 
 

@@ -17,7 +17,7 @@ from megatron_trainer.losses.reward import bradley_terry
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.preference import MAIN_LOSS
 from megatron_trainer.tasks.sequences import step_of_scores
-from megatron_trainer.tasks.task import Task, sum_and_count
+from megatron_trainer.tasks.task import Task, sum_and_count, weighted
 from megatron_trainjob.args.tree import TrainArgs
 
 METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
@@ -36,9 +36,8 @@ def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor
     margin_P = torch.zeros_like(chosen_P) if whole.target_SN is None else whole.target_SN[:, 0]
     coefficient = args.center_rewards_coefficient or 0.0
     loss = bradley_terry(chosen_P, rejected_P, margin_P, center_coefficient=coefficient).mean()
-    num_pairs = loss.new_tensor(len(chosen_P) if args.calculate_per_token_loss else 1).double()
     metrics = _metrics(chosen_P.detach(), rejected_P.detach())
-    metrics[MAIN_LOSS] = torch.stack([loss.detach().double() * num_pairs, num_pairs])
+    metrics[MAIN_LOSS] = weighted(loss, len(chosen_P), args)
     return loss * whole.loss_share, metrics
 
 

@@ -25,6 +25,17 @@ def sum_and_count(values: Tensor) -> Tensor:
     return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
 
 
+def weighted(loss: Tensor, count: int, args: TrainArgs) -> Tensor:
+    """The metric of a micro-batch's mean loss over `count` items, [2] float64.
+
+    In training it has the weight with which it trains: without calculate_per_token_loss that of any other micro-batch.
+    An evaluation gives equal weight to all items, however they lie in micro-batches.
+    """
+    weight = count if args.calculate_per_token_loss or not torch.is_grad_enabled() else 1
+    mean = loss.detach().double()
+    return torch.stack([mean * weight, mean.new_tensor(weight)])
+
+
 def as_they_are(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
     """The `prepare` of a task that needs nothing before its forward passes."""
     return batches

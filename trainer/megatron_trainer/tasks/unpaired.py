@@ -17,7 +17,7 @@ from megatron_trainer.losses.unpaired import UnpairedSettings, unpaired_loss
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.preference import MAIN_LOSS, num_trained_tokens
 from megatron_trainer.tasks.sequences import step_of_sums
-from megatron_trainer.tasks.task import Task
+from megatron_trainer.tasks.task import Task, weighted
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -57,8 +57,7 @@ def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, 
     )
     name = derive.unpaired_loss(args)
     loss = unpaired_loss(name, ratio_S, is_desirable_S, divergence=divergence, settings=settings).mean()
-    num_answers = loss.new_tensor(whole.num_samples if args.calculate_per_token_loss else 1).double()
-    metrics = {MAIN_LOSS: torch.stack([loss.detach().double() * num_answers, num_answers])}
+    metrics = {MAIN_LOSS: weighted(loss, whole.num_samples, args)}
     if whole.divergence is not None:
         metrics[DIVERGENCE] = torch.stack([divergence.double(), torch.ones_like(divergence).double()])
     tokens_S = num_trained_tokens(whole)
