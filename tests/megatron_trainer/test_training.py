@@ -22,6 +22,7 @@ from tests.support.ranks.tiny_run import (
     train_on_late_data,
     train_one_asked,
     train_stopped_in_evaluation,
+    train_stopped_in_save,
     train_with_spoiled_gradient,
     write_data,
 )
@@ -152,6 +153,15 @@ def test_a_request_to_stop_ends_an_evaluation_which_is_made_up_for_after_the_res
     again = train(stopped, ranks=2, resume="Auto", attempt=1)
     for name in ("lm loss", "eval_lm loss"):
         assert again.column(name) == whole.column(name)
+
+
+def test_a_run_that_is_asked_to_stop_while_it_saves_stops_there(llama, data, tmp_path):
+    """Another step would be saved again, for which the time that a pod has to end may not suffice."""
+    given = arguments(llama, data, tmp_path / "run", save_interval=2)
+    found = gloo_ranks(2).run(train_stopped_in_save, given, 2, 1)
+    assert [run.exit_code for run in found] == [ExitCode.PREEMPTED] * 2
+    assert [row["iteration"] for row in found[0].log if "lm loss" in row] == [1, 2]
+    assert [each.iteration for each in checkpoints(tmp_path / "run")] == [2]
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -249,6 +249,26 @@ def train_stopped_in_evaluation(mapping: dict[str, object], iteration: int, aske
         return train_rank(mapping, "sft", None, {}, termination), rounds
 
 
+def train_stopped_in_save(mapping: dict[str, object], iteration: int, asked: int) -> TinyRun:
+    """`train_rank` where one rank is asked to stop while the checkpoint of a step is saved."""
+    from unittest import mock
+
+    import torch.distributed as dist
+
+    from megatron_trainer.checkpoint.save import Saver
+    from megatron_trainer.termination import Termination
+
+    start, termination = Saver.start, Termination()
+
+    def asking(self: Saver, state: Any, loss: float | None) -> None:
+        if state.iteration == iteration and dist.get_rank() == asked:
+            termination._request(signal.SIGTERM, None)
+        start(self, state, loss)
+
+    with mock.patch.object(Saver, "start", asking):
+        return train_rank(mapping, "sft", None, {}, termination)
+
+
 def read_run(folder: Path, *, exit_code: int = 0, message: str = "") -> TinyRun:
     """Reads what a run left in its folder; an empty log when it never got so far."""
     path = folder / "logging.jsonl"

@@ -84,10 +84,11 @@ def _fit(run: Run, state: TrainState) -> Ended:
         is_stopped = result.stop_requested
         if not is_stopped and _is_evaluated(run, before, state):
             state, is_stopped = validate(run, state)
+        if not is_stopped and run.saves.is_due(run, before, state):
+            saved_at = _save(run, state, _main_loss(run, result))
+            is_stopped = not parallel.is_true_everywhere(not run.termination.is_requested, run.backend)
         if is_stopped:
             break
-        if run.saves.is_due(run, before, state):
-            saved_at = _save(run, state, _main_loss(run, result))
         if state.iteration < run.total_iterations:
             _save_in_memory(run, state, result)
     return _ended(run, state, _main_loss(run, result), saved_at, is_stopped=is_stopped)
