@@ -9,6 +9,7 @@ from megatron_operator.core import reconcile
 from megatron_operator.core.decide import backoff, failure, restart
 from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.core.plan import Plan
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, failed, job, pod, restarts, seen
 
 
@@ -169,6 +170,15 @@ def test_a_counted_restart_beyond_the_limit_fails_the_job():
     assert isinstance(decision, Fail)
     assert decision.reason == names.MAX_RESTARTS_EXCEEDED
     assert decision.message == "Pod tune-a0-master-0 failed (ERROR) and failurePolicy.maxRestarts (3) is used up."
+
+
+@pytest.mark.parametrize(("lived_s", "delay_s"), [(3, 10.0), (19, 10.0), (21, 0.0)])
+def test_what_removes_every_pod_at_once_does_not_have_the_gang_made_again_many_times_a_second(lived_s, delay_s):
+    """Uncounted as ever: ten seconds are the initial back-off, and so long a gang is given to live."""
+    status = {**restarts(total=5, counted=3), "lastRestartTime": to_text(NOW - lived_s)}
+    decision = decide(pod(0, deleting=True), pod(1), status=status)
+    assert isinstance(decision, Restart)
+    assert (decision.delay_s, decision.counters.counted) == (delay_s, 3)
 
 
 def test_a_disruption_never_uses_up_the_limit():

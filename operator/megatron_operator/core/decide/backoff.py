@@ -12,12 +12,17 @@ from megatron_operator.timestamp import to_seconds
 GRACE_MARGIN_S = 10.0
 # Unmounting a slow volume takes a while; after this, someone has to investigate.
 LATE_S = 60.0
+# A gang that lived this long after its back-off was not disrupted by what disrupted the one before.
+QUICK_S = 10.0
 
 
-def delay_s(policy: FailurePolicy, counters: Counters, kind: str) -> float:
-    """Seconds before the next attempt: 0 after a disruption, else doubling with each restart in a row."""
+def delay_s(policy: FailurePolicy, counters: Counters, kind: str, lived_s: float = float("inf")) -> float:
+    """Seconds before the next attempt: 0 after a disruption, else doubling with each restart in a row.
+
+    A disruption of a gang that has just been restarted waits too: whatever removes pods may remove every one.
+    """
     if kind == "disrupted":
-        return 0.0
+        return float(policy.backoff_initial_s) if lived_s < policy.backoff_initial_s + QUICK_S else 0.0
     step = counters.in_a_row or counters.counted
     return float(min(policy.backoff_max_s, policy.backoff_initial_s * 2 ** min(max(step - 1, 0), 30)))
 

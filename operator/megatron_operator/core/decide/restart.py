@@ -17,6 +17,7 @@ from megatron_operator.core.decide.backoff import delay_s
 from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
+from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.exit_codes import ExitCode
 
 MAX_IN_A_ROW = 10
@@ -124,7 +125,8 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict, now: float)
     nodes = node_exclusion.after(job, seen.status, failure, verdict.kind, verdict.reason, now)
     away = node_exclusion.excluded(job.failure_policy.node_exclusion, nodes)
     stays = not any(pod.node in away for pod in seen.current)
-    pause_s = 0.0 if has_progressed(job, seen) else delay_s(job.failure_policy, counters, verdict.kind)
+    lived_s = now - (to_seconds(seen.status.get("lastRestartTime")) or 0.0)
+    pause_s = 0.0 if has_progressed(job, seen) else delay_s(job.failure_policy, counters, verdict.kind, lived_s)
     return Restart(
         reason=verdict.reason,
         failure=failure,
