@@ -172,7 +172,18 @@ def test_an_invalid_job_whose_time_to_live_cannot_be_read_stays(run_policy):
 
 
 def test_a_job_made_again_waits_for_the_pods_of_the_one_before_and_says_so():
-    plan = reconcile.plan(job(), seen(status={}, predecessors=("tune-a3-worker-0",)), NOW)
-    assert kinds(plan) == []
+    before = pod(1, attempt=3, deleting=True, grace_ends=NOW + 30)
+    plan = reconcile.plan(job(), seen(status={}, predecessors=(before,)), NOW)
+    assert (kinds(plan), plan.requeue_s) == ([], 40.0)
     (ready,) = [each for each in plan.status["conditions"] if each["type"] == names.PODS_READY]
     assert "tune-a3-worker-0 of the deleted job" in ready["message"]
+
+
+def test_a_pod_of_the_job_before_that_never_ends_stalls_the_job_also_where_its_node_is_lost():
+    before = pod(1, attempt=3, deleting=True, grace_ends=NOW - 61)
+    waiting = seen(status={}, predecessors=(before,))
+    plan = reconcile.plan(job(), waiting, NOW)
+    assert conditions(plan.status)["Stalled"] == ("True", "PodTerminating")
+    assert "JobStalled" in {event.reason for event in plan.events}
+    lost = reconcile.plan(job(), replace(waiting, status=plan.status, lost_nodes=frozenset({"node-1"})), NOW)
+    assert (kinds(lost), lost.status) == ([], None)

@@ -185,14 +185,13 @@ def _stalled(job: Job, seen: Seen, now: float) -> Claims:
             return {names.STALLED: _yes(each.reason, f"Pod {each.pod.name}: {each.message}")}
     for pod in backoff.overdue(seen, now):
         remedy = "Check its node and finalizers; force-delete it only if it is certainly no longer running."
-        return {names.STALLED: _yes(names.POD_TERMINATING, f"{_still_ends(pod)} {remedy}")}
+        return {names.STALLED: _yes(names.POD_TERMINATING, f"{_still_ends(pod, seen)} {remedy}")}
     return {}
 
 
-def _still_ends(pod: Pod) -> str:
-    return (
-        f"Pod {pod.name} of attempt {pod.attempt} has not ended; two attempts at once would write the same checkpoint."
-    )
+def _still_ends(pod: Pod, seen: Seen) -> str:
+    of = "the deleted job with this name" if pod in seen.predecessors else f"attempt {pod.attempt}"
+    return f"Pod {pod.name} of {of} has not ended; two attempts at once would write the same checkpoint."
 
 
 def _admitted(job: Job, seen: Seen) -> Claim:
@@ -216,11 +215,8 @@ def _admitted(job: Job, seen: Seen) -> Claim:
 
 def _pods_ready(job: Job, seen: Seen, now: float) -> Claim:
     if failure.missing(job, seen):
-        if seen.predecessors:
-            message = f"Pod {seen.predecessors[0]} of the deleted job with this name has not ended."
-            return _no(names.PODS_CREATING, message)
         earlier = backoff.blocking(seen, now)
-        return _no(names.PODS_CREATING, _still_ends(earlier[0]) if earlier else "")
+        return _no(names.PODS_CREATING, _still_ends(earlier[0], seen) if earlier else "")
     if all(pod.ready or pod.phase == "Succeeded" for pod in seen.current):
         return _yes(names.ALL_PODS_READY)
     return _no(names.PODS_PENDING, _why_pending(job, seen, now))

@@ -112,7 +112,7 @@ class Seen:
     claims: frozenset[str] = frozenset()
     gang: Gang | None = None
     stale_groups: tuple[str, ...] = ()
-    predecessors: tuple[str, ...] = ()
+    predecessors: tuple[Pod, ...] = ()
     progress: Progress | None = None
     lost_nodes: frozenset[str] = frozenset()
     problem: tuple[str, str] | None = None

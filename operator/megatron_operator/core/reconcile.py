@@ -271,7 +271,7 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     replayed = _refs(seen.stale)
     if seen.gang is not None and not seen.gang.served:
         return Plan(delete=replayed)
-    if seen.predecessors or not backoff.may_start(seen, now):
+    if not backoff.may_start(seen, now):
         return Plan(delete=replayed)
     failed = node_exclusion.read(job, seen.status, now)
     away = node_exclusion.excluded(job.failure_policy.node_exclusion, failed)

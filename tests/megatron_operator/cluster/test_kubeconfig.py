@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 
 from local_cluster import control_plane
+from megatron_operator.cluster.kubernetes import connection
+from megatron_operator.cluster.kubernetes.connection import Identity
 
 PROGRAM = """
 import ssl, sys
@@ -48,3 +50,15 @@ def test_inline_keys_are_gone_with_the_process(tmp_path: Path):
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == (tmp_path / "admin.key").read_text().strip()
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_token_that_is_just_being_replaced_leaves_the_known_one(tmp_path, monkeypatch):
+    file = tmp_path / "token"
+    file.write_text("old\n")
+    read = connection.token_reader(Identity(token_file=file))
+    monkeypatch.setattr(connection, "TOKEN_AGE_S", -1.0)
+    assert read() == "old"
+    file.unlink()
+    assert read() == "old"
+    file.write_text("new\n")
+    assert read() == "new"

@@ -162,9 +162,9 @@ class Cache:
         known = self._claims.get((metadata["namespace"], metadata["name"]))
         return frozenset({names.claim_name(metadata["name"])} if known == (metadata["uid"], _attempt(job)) else ())
 
-    def _see_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
+    def _see_predecessors(self, key: Key, uid: str) -> tuple[Pod, ...]:
         gangs, _ = split(self._pods.of_others(key, uid).values())
-        return tuple(sorted(pod.name for pod in gangs if not pod.is_finished))
+        return tuple(sorted(gangs, key=_by_rank))
 
     async def _see_pods(self, job: Object, parsed: Job | None, now: float) -> tuple[Pod, ...]:
         metadata = job["metadata"]

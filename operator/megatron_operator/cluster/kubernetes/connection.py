@@ -80,7 +80,11 @@ def token_reader(identity: Identity) -> Callable[[], str | None]:
     def read() -> str:
         nonlocal read_at, token
         if time.monotonic() - read_at > TOKEN_AGE_S:
-            read_at, token = time.monotonic(), file.read_text().strip()
+            try:
+                read_at, token = time.monotonic(), file.read_text().strip()
+            except OSError:  # just being replaced; the known token is still valid
+                if not token:
+                    raise
         return token
 
     return read

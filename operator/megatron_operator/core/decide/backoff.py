@@ -42,8 +42,13 @@ def may_start(seen: Seen, now: float) -> bool:
 
 
 def blocking(seen: Seen, now: float) -> tuple[Pod, ...]:
-    """Pods of earlier attempts that may still run. Two concurrent attempts would write the same checkpoint."""
-    return tuple(pod for pod in seen.stale if not pod.is_finished and not _is_lost(pod, seen, now))
+    """Pods of a deleted job of the same name, and of earlier attempts, that may still run.
+
+    Two concurrent gangs would write the same checkpoint. A pod of the job before also has a name that is needed, so
+    that the loss of its node does not help.
+    """
+    before = (pod for pod in seen.predecessors if not pod.is_finished)
+    return (*before, *(pod for pod in seen.stale if not pod.is_finished and not _is_lost(pod, seen, now)))
 
 
 def overdue(seen: Seen, now: float) -> tuple[Pod, ...]:
