@@ -236,6 +236,9 @@ def test_a_pod_group_that_cannot_exist_differs_from_one_not_created_yet():
     assert read_gang(None, served=False) == Gang(served=False)
     group = {"metadata": {"name": "tune-a0"}, "status": {"phase": "Inqueue"}}
     assert read_gang(group, served=True) == Gang(name="tune-a0", phase="Inqueue")
+    newest = {"lastTransitionTime": "2026-11-24T12:00:05Z", "message": "the newest"}
+    group["status"]["conditions"] = [newest, {"lastTransitionTime": "2026-11-24T12:00:00Z", "message": "an older one"}]
+    assert read_gang(group, served=True).message == "the newest"
     group["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
     assert read_gang(group, served=True).deleting
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from megatron_operator.api import names
 from megatron_operator.core import reconcile
 from megatron_operator.core.observe import Gang, Seen
@@ -32,6 +34,24 @@ def test_volcano_pods_are_created_once_the_queue_has_taken_the_group():
         ("Pod", "tune-a0-master-0"),
         ("Pod", "tune-a0-worker-0"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("group", "told"),
+    [
+        (Gang(name="tune-a0"), "No scheduler has looked at PodGroup tune-a0 yet"),
+        (Gang(name="tune-a0", phase="Pending", message="queue resource quota insufficient"), "quota insufficient"),
+    ],
+)
+def test_a_group_that_volcano_holds_back_or_has_not_seen_says_so_and_has_a_deadline(group, told):
+    spec = {"scheduling": {"gang": "Volcano"}, "runPolicy": {"schedulingTimeoutSeconds": 60}}
+    plan = reconcile.plan(job(spec), Seen(gang=group), NOW)
+    admitted = next(each for each in plan.status["conditions"] if each["type"] == "Admitted")
+    assert (plan.status["phase"], admitted["reason"]) == ("Queued", "WaitingForQuota")
+    assert told in admitted["message"]
+    late = reconcile.plan(job(spec), seen(status=plan.status, gang=group), NOW + 60)
+    assert conditions(late.status)["Failed"] == ("True", "SchedulingTimeout")
+    assert told in late.events[0].message
 
 
 def test_pods_behind_a_kueue_gate_make_the_job_queued():

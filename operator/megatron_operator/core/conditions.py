@@ -208,8 +208,8 @@ def _admitted(job: Job, seen: Seen) -> Claim:
     unplaced = [pod for pod in seen.current if pod.unschedulable is not None]
     if unplaced and job.scheduling.gang != "None":
         return _no(names.GANG_UNSCHEDULABLE, str(unplaced[0].unschedulable))
-    if job.scheduling.gang == "Volcano" and not seen.current and seen.gang and seen.gang.phase == "Pending":
-        return _no(names.WAITING_FOR_QUOTA, f"Volcano queue {job.scheduling.queue or 'default'} is full.")
+    if held := waiting.why_held(job, seen):
+        return _no(names.WAITING_FOR_QUOTA, held)
     return _yes(names.QUOTA_RESERVED if job.kueue_queue or job.scheduling.queue else names.NOT_QUEUED)
 
 

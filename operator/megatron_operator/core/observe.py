@@ -85,10 +85,14 @@ class Pod(ContainerEnd):
 
 @dataclass(frozen=True, kw_only=True)
 class Gang:
-    """The PodGroup of the current attempt. `served` is False when the cluster does not know such groups."""
+    """The PodGroup of the current attempt. `served` is False when the cluster does not know such groups.
+
+    phase: "" until its scheduler has seen it. message: the scheduler's newest words about it.
+    """
 
     name: str = ""
     phase: str = ""
+    message: str = ""
     served: bool = True
     deleting: bool = False
 
@@ -205,8 +209,14 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
     """The PodGroup as a value; an API that is not served is distinguished from a missing group."""
     if raw is None:
         return None if served else Gang(served=False)
-    metadata, phase = raw["metadata"], (raw.get("status") or {}).get("phase", "")
-    return Gang(name=metadata["name"], phase=phase, deleting="deletionTimestamp" in metadata)
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    newest = max(status.get("conditions") or ({},), key=lambda each: str(each.get("lastTransitionTime")))
+    return Gang(
+        name=metadata["name"],
+        phase=shortened(status.get("phase"), MAX_REASON_CHARACTERS),
+        message=shortened(newest.get("message"), MAX_MESSAGE_CHARACTERS),
+        deleting="deletionTimestamp" in metadata,
+    )
 
 
 def job_name(raw: Object) -> str | None:

@@ -14,6 +14,7 @@ from megatron_operator.api import names
 from megatron_operator.core.decide import failure, whole
 from megatron_operator.core.decide import kueue as kueue_decide
 from megatron_operator.core.decide.decision import Continue, Decision, Queue, Wait, Withdraw
+from megatron_operator.core.desired import gang
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds, to_text
@@ -94,9 +95,18 @@ def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
     for pod in seen.current:
         if pod.phase == "Pending" and pod.scheduled_at is None and not pod.node:
             return f"Pod {pod.name}: {why_unplaced(pod)}"
-    if seen.gang is not None and seen.gang.served and seen.gang.phase == "Pending" and not seen.current:
-        return f"The queue has not admitted PodGroup {seen.gang.name}."
-    return None
+    return why_held(job, seen)
+
+
+def why_held(job: Job, seen: Seen) -> str | None:
+    """Why the gang's scheduler does not let its pods be created yet; None if it does, or there is no such scheduler."""
+    group = seen.gang
+    if group is None or not group.served or seen.current or gang.admits_pods(group.phase, job.scheduling.gang):
+        return None
+    queue = f"Volcano queue {job.scheduling.queue or 'default'}"
+    if not group.phase:
+        return f"No scheduler has looked at PodGroup {group.name} yet, which is for {queue}."
+    return f"{queue} has not admitted PodGroup {group.name}. {group.message}".rstrip()
 
 
 def _why_refused(job: Job, seen: Seen) -> str | None:
