@@ -210,7 +210,7 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
     if raw is None:
         return None if served else Gang(served=False)
     metadata, status = raw["metadata"], raw.get("status") or {}
-    newest = max(status.get("conditions") or ({},), key=lambda each: str(each.get("lastTransitionTime")))
+    newest: Object = max(status.get("conditions") or ({},), key=lambda each: str(each.get("lastTransitionTime")))
     return Gang(
         name=metadata["name"],
         phase=shortened(status.get("phase"), MAX_REASON_CHARACTERS),
