@@ -19,6 +19,8 @@ PROGRAMS = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/local", "/usr/local/bin"
 KERNEL = ("/proc",)
 READ_ONLY = frozenset({"configMap", "downwardAPI", "image", "projected", "secret"})
 """Kinds of volumes that are read-only, whatever their mount says."""
+PRIVATE = frozenset({"emptyDir", "ephemeral"})
+"""Kinds of volumes that are created with each pod."""
 CHECKPOINT = "spec.checkpoint.mountPath"
 
 
@@ -43,6 +45,15 @@ class Mount:
 def is_below(path: str, directory: str) -> bool:
     """Whether the path is the directory or inside it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def is_of_one_pod(path: str, spec: Object, volumes: Iterable[Object]) -> bool:
+    """Whether each pod has a volume of its own at this path, so that no other pod sees what it writes there."""
+    private = {str(each.get("name")) for each in volumes if PRIVATE & each.keys()}
+    claim = spec["checkpoint"].get("pvc") or {}
+    private |= set() if {"claimName", "template"} & claim.keys() else {CHECKPOINT_VOLUME}
+    around = [mount for mount in _of_spec(spec, frozenset()) if is_below(path, mount.path)]
+    return bool(around) and max(around, key=lambda mount: len(mount.path)).volume in private
 
 
 def check(spec: Object, of_templates: Iterator[tuple[str, Object]], volumes: Iterable[Object]) -> Iterator[Violation]:

@@ -198,6 +198,10 @@ def _initializers_can_run(metadata: Object, spec: Object) -> Iterator[Violation]
         if not any(mounts.is_below(each["targetPath"], mount) for mount in mounted):
             message = f"is not below a mounted volume ({', '.join(mounted)}); the download would be lost"
             yield Violation(path=f"{path}.targetPath", value=each["targetPath"], message=message)
+        elif spec["numNodes"] > 1 and mounts.is_of_one_pod(each["targetPath"], spec, _volumes(spec)):
+            message = "is on a volume that each pod has for itself, and the workers would wait forever for what the "
+            message += "master downloads; use a claim with ReadWriteMany, as spec.checkpoint.pvc"
+            yield Violation(path=f"{path}.targetPath", value=each["targetPath"], message=message)
 
 
 def _scheduling_fits_the_gang(metadata: Object, spec: Object) -> Iterator[Violation]:

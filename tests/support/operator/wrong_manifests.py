@@ -303,6 +303,25 @@ CASES: Mapping[str, Wrong] = {
             "spec.initializers[0].targetPath": "not below a mounted volume",
         },
     ),
+    "a download that no other pod sees": (
+        {
+            "numNodes": 2,
+            "checkpoint": {},
+            "volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "nfs", "nfs": {"server": "s", "path": "/"}}],
+            "volumeMounts": [
+                {"name": "scratch", "mountPath": "/scratch"},
+                {"name": "nfs", "mountPath": "/scratch/nfs"},
+            ],
+            "initializers": [
+                {"name": f"fetch-{number}", "storageUri": "hf://a/b", "targetPath": path}
+                for number, path in enumerate(("/checkpoints/m", "/scratch/m", "/scratch/nfs/m"))
+            ],
+        },
+        {
+            "spec.initializers[0].targetPath": "wait forever",
+            "spec.initializers[1].targetPath": "use a claim with ReadWriteMany",
+        },
+    ),
     "scheduling without its scheduler": (
         {"scheduling": {"queue": "q", "minMember": 3, "scheduleTimeoutSeconds": 5, "topology": {}}},
         {
