@@ -103,6 +103,21 @@ def test_an_initializer_may_fetch_indefinitely_and_another_init_container_may_no
     assert conditions(late.status)["Failed"] == ("True", "StartupFailed")
 
 
+def test_a_sidecar_whose_probe_fails_in_a_start_is_no_trouble_until_it_goes_on_for_too_long():
+    probe = {"warning": "Unhealthy", "warning_message": "Startup probe failed: connection refused"}
+    starts = seen(pod(0), placed(initializing="istio-proxy", **probe))
+    plan = reconcile.plan(job(DEADLINE), starts, NOW)
+    assert ("Stalled" in conditions(plan.status), plan.status["waiting"]["cause"]) == (
+        False,
+        "InitContainer istio-proxy",
+    )
+    assert message_of(plan, "PodsReady").endswith("istio-proxy has not ended. Startup probe failed: connection refused")
+    late = reconcile.plan(job(DEADLINE), replace(starts, status=plan.status), NOW + 300)
+    assert conditions(late.status)["Failed"] == ("True", "StartupFailed")
+    running = reconcile.plan(job(DEADLINE), seen(pod(0), placed(**probe)), NOW)
+    assert ("waiting" in running.status, "Stalled" in conditions(running.status)) == (False, False)
+
+
 def test_a_sidecar_that_crashes_beside_a_running_trainer_is_said_and_ends_nothing():
     crashing = pod(1, waiting="CrashLoopBackOff", waiting_message="proxy: back-off", ready=False)
     plan = reconcile.plan(job(DEADLINE), seen(pod(0), crashing), NOW + 9999)

@@ -34,6 +34,8 @@ CONTAINER_REASONS = frozenset(
     }
 )
 VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed"})
+# A sidecar's probes fail for a few seconds in every start: no trouble yet, but what it waits for if it goes on.
+PROBE_REASONS = frozenset({"Unhealthy", "ProbeWarning"})
 LOOK_INTERVAL_S = (3.0, 30.0)
 # A pod that is placed and has its image runs within seconds; a longer wait is reported, though no one says why.
 SLOW_S = 60.0
@@ -60,12 +62,12 @@ def hindrance(job: Job, pod: Pod) -> Hindrance | None:
     if pod.waiting:
         cause = pod.waiting if pod.waiting in CONTAINER_REASONS else "Image"
         return Hindrance(pod=pod, cause=cause, reason=pod.waiting, message=pod.waiting_message)
-    if pod.warning:
+    if pod.warning and pod.warning not in PROBE_REASONS:
         cause = "Volume" if pod.warning in VOLUME_REASONS else pod.warning
         return Hindrance(pod=pod, cause=cause, reason=pod.warning, message=pod.warning_message)
     if pod.initializing and pod.initializing not in {each.name for each in job.initializers}:
         cause = f"InitContainer {pod.initializing}"
-        message = f"init container {pod.initializing} has not ended"
+        message = ". ".join(filter(None, (f"init container {pod.initializing} has not ended", pod.warning_message)))
         return Hindrance(pod=pod, cause=cause, reason="InitContainerRunning", message=message, is_trouble=False)
     return None
 
