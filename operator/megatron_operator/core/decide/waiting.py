@@ -34,7 +34,7 @@ CONTAINER_REASONS = frozenset(
     }
 )
 VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed"})
-# A sidecar's probes fail for a few seconds in every start: no trouble yet, but what it waits for if it goes on.
+# A sidecar's probes fail for a few seconds in every start: no trouble, unless they continue to.
 PROBE_REASONS = frozenset({"Unhealthy", "ProbeWarning"})
 LOOK_INTERVAL_S = (3.0, 30.0)
 # A pod that is placed and has its image runs within seconds; a longer wait is reported, though no one says why.
