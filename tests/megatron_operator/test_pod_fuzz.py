@@ -96,7 +96,7 @@ def test_no_event_about_a_pod_makes_the_operator_stumble_or_a_status_invalid():
         reason, message = newest_warning([pod_fuzz.any_event(draw) for _ in range(draw.randrange(4))])
         waits = pod(phase="Pending", warning=reason, warning_message=message, scheduled_at=NOW - draw.choice([1, 1e6]))
         assert_sound(reconcile.plan(GANG, Seen(pods=(waits,)), NOW))
-    assert Guard().read("events", _read_page, {"items": [{"type": "Warning", "metadata": 3}]}) is None
+    assert Guard().read("events", _read_page, {"items": [{"type": "Warning", "source": 3}]}) is None
 
 
 def fuzz_reports(seed, num, folder):

@@ -233,18 +233,20 @@ def test_a_trainer_that_runs_makes_the_pod_run_though_a_sidecar_cannot_be_pulled
     assert (found.phase, found.waiting, found.waiting_message) == ("Running", "ErrImagePull", "exporter: 404")
 
 
-def event(reason, version, type_="Warning", minute=0):
+def event(reason, version, type_="Warning", minute=0, by="kubelet"):
     time = f"2027-01-15T08:{minute:02d}:00Z"
-    metadata = {"resourceVersion": str(version)}
-    return {"type": type_, "reason": reason, "message": "m", "lastTimestamp": time, "metadata": metadata}
+    metadata, source = {"resourceVersion": str(version)}, {"component": by}
+    about = {"reason": reason, "message": "m", "source": source}
+    return {"type": type_, "lastTimestamp": time, "metadata": metadata, **about}
 
 
 def test_the_newest_event_says_what_a_pod_waits_for_unless_it_tells_of_progress():
     mount, pulled = event("FailedMount", 5), event("Pulled", 6, "Normal")
     assert newest_warning([event("Scheduled", 1, "Normal"), mount]) == ("FailedMount", "m")
     assert newest_warning([pulled, mount]) == ("", "")
+    assert newest_warning([pulled, event("FailedAttachVolume", 7, by="attachdetach-controller")])[0] != ""
     assert newest_warning([]) == ("", "")
-    assert newest_warning([{"metadata": {}, "type": "Warning", "reason": 3, "message": {}}]) == ("", "")
+    assert newest_warning([{**event("", 1), "metadata": {}, "reason": 3, "message": {}}]) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,7 @@ def test_the_newest_event_says_what_a_pod_waits_for_unless_it_tells_of_progress(
         event("AddedInterface", 6, "Normal"),
         event("BackOff", 6, "Normal"),
         event("DNSConfigForming", 6),
+        event("PolicyViolation", 6, by="kyverno-scan"),
         event("FailedToRetrieveImagePullSecret", 6),
     ],
     ids=lambda each: each["reason"],

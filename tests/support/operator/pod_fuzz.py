@@ -149,6 +149,7 @@ def any_event(draw: random.Random) -> Object:
         "reason": draw.choice(WORDS),
         "message": draw.choice(WORDS) * draw.choice([1, 20]),
         "lastTimestamp": draw.choice([None, *TIMES]),
+        "source": draw.choice([{"component": "kubelet"}, {"component": draw.choice(WORDS)}, None]),
         "series": draw.choice([None, {"lastObservedTime": draw.choice(TIMES)}]),
     }
 

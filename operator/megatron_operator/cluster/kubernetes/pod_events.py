@@ -31,6 +31,9 @@ PROGRESS = frozenset(
 )
 # Of these a pod starts nonetheless; a pull that fails for want of its secret says so in the pod's status.
 HARMLESS = frozenset({"DNSConfigForming", "FailedToRetrieveImagePullSecret", "AlreadyMountedVolume"})
+# Beside the kubelet's own warnings, a virtual one's too; a policy engine or a cost tool may say anything of a pod that
+# starts well.
+STARTERS = frozenset({"attachdetach-controller", "node-controller"})
 MAX_REASON_CHARACTERS = 128
 MAX_MESSAGE_CHARACTERS = 1024
 logger = logging.getLogger(__name__)
@@ -121,7 +124,10 @@ def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]
 
 def _is_relevant(event: Object) -> bool:
     reason = event.get("reason")
-    return reason not in HARMLESS if event.get("type") == "Warning" else reason in PROGRESS
+    if event.get("type") != "Warning":
+        return reason in PROGRESS
+    component = str(event.get("reportingComponent") or (event.get("source") or {}).get("component"))
+    return reason not in HARMLESS and ("kubelet" in component or component in STARTERS)
 
 
 def _read_page(page: Object) -> tuple[str, str]:
