@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_operator import clock
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.resource import EVENT
 from megatron_operator.core.observe import Pod
@@ -60,14 +59,14 @@ class PodEvents:
     async def explain(self, namespace: str, pods: tuple[Pod, ...], first: str = "") -> tuple[Pod, ...]:
         """The pods; those that do not start have their newest event if it is a warning.
 
-        first: the pod whose wait the status has, to be asked before others: an operator that has just started would
-        otherwise take that wait for over.
+        first: the pod whose wait the status has, to be asked at once and before others: an operator that has just
+        started would otherwise take that wait for over.
         """
         silent = [pod for pod in pods if is_silent(pod)]
         if not silent:
             return pods
         now = asyncio.get_running_loop().time()
-        known = {pod.uid: self._known(pod, now) for pod in silent}
+        known = {pod.uid: self._known(pod, now, first) for pod in silent}
         due = [pod for pod in silent if known[pod.uid].next_s <= now]
         due.sort(key=lambda pod: (pod.name != first, known[pod.uid].next_s))
         asked = due[:MAX_ASKED_AT_ONCE]
@@ -76,10 +75,9 @@ class PodEvents:
         self._remember(known)
         return tuple(_explained(pod, known[pod.uid]) if pod.uid in known else pod for pod in pods)
 
-    def _known(self, pod: Pod, now: float) -> Asked:
+    def _known(self, pod: Pod, now: float, first: str) -> Asked:
         """What is known about the pod; a new pod's events are fetched after a pause, since most start within it."""
-        age_s = clock.now() - (pod.scheduled_at or pod.created_at)
-        pause_s = PAUSE_S[0] - min(max(age_s, 0.0), PAUSE_S[0])
+        pause_s = 0.0 if pod.name == first else PAUSE_S[0]
         return self._asked.get(pod.uid) or Asked(first_seen_s=now, next_s=now + pause_s)
 
     def _remember(self, known: Mapping[str, Asked]) -> None:
