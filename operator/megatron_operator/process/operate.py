@@ -212,11 +212,12 @@ async def _give_back_lease(operator: Operator) -> None:
 async def _resync(operator: Operator) -> None:
     """Compares the cached jobs with the server's every minute, reconciles each of them every resync_s.
 
-    Drops jobs whose deletion the watch missed. Raises when the watch has not delivered a change that is a minute old:
-    the watch is dead, and a new process is the remedy.
+    Drops jobs whose deletion the watch missed. Raises when the watch has not delivered a change that is a minute old,
+    or the server's version is older: the watch is dead, or the server's store was restored from a backup, whose objects
+    every cache takes for old. A new process is the remedy.
     """
     loop = asyncio.get_running_loop()
-    behind: dict[Key, int] = {}
+    differing: dict[Key, int] = {}
     next_resync = loop.time() + operator.settings.resync_s
     while True:
         await asyncio.sleep(operator.settings.compare_s * random.uniform(0.9, 1.1))
@@ -228,8 +229,8 @@ async def _resync(operator: Operator) -> None:
             continue
         for key in before - set(existing):
             operator.jobs.drop(key)
-        was_behind, behind = behind, _behind(operator, existing)
-        if late := set(was_behind.items()) & set(behind.items()):
+        before_that, differing = differing, _differing(operator, existing)
+        if late := set(before_that.items()) & set(differing.items()):
             raise DeafWatch(f"jobs changed but the watch did not deliver it: {sorted(key for key, _ in late)[:5]}")
         if loop.time() >= next_resync:
             next_resync = loop.time() + operator.settings.resync_s * random.uniform(0.9, 1.1)
@@ -249,9 +250,9 @@ async def _existing(operator: Operator) -> dict[Key, int]:
     return existing
 
 
-def _behind(operator: Operator, existing: Mapping[Key, int]) -> dict[Key, int]:
-    """The versions on the server that the watch has not delivered yet."""
-    return {key: version for key, version in existing.items() if operator.jobs.version(key) < version}
+def _differing(operator: Operator, existing: Mapping[Key, int]) -> dict[Key, int]:
+    """The versions on the server that are not the cached ones; of a job that was just written, an older one."""
+    return {key: version for key, version in existing.items() if operator.jobs.version(key) != version}
 
 
 def _add_all(operator: Operator) -> None:

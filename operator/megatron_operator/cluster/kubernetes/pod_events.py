@@ -92,7 +92,7 @@ class PodEvents:
         """What is known about the pod after its events were fetched."""
         pause_s = min(max(now - before.first_seen_s, PAUSE_S[0]), PAUSE_S[1])
         after = replace(before, next_s=now + pause_s)
-        parameters = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "100"}
+        parameters = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "500"}
         try:
             page = await self._client.list_page(EVENT, namespace, parameters, metadata_only=False)
             reason, message = self._guard.read("events", _read_page, page) or ("", "")
