@@ -22,7 +22,14 @@ def to_milliseconds_text(seconds: float) -> str:
 
 
 def to_seconds(text: str | None) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time (fractions allowed), None for none."""
+    """Seconds since the epoch of an RFC 3339 time (fractions allowed), None for none.
+
+    Also None for one that the API server accepts and Python has no value for, such as one in the year 0: an odd time
+    makes no pod unreadable.
+    """
     if not text:
         return None
-    return datetime.fromisoformat(text).timestamp()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -225,6 +225,13 @@ def test_host_and_stack_are_taken_as_text_within_bounds_or_not_at_all(host, stac
     assert (pod.reason, pod.host, pod.stack) == ("ERROR", *taken)
 
 
+def test_a_pod_whose_times_are_in_no_calendar_is_read_nonetheless():
+    """An API server stores year 0; an unreadable pod would be seen as it was before, and its end never."""
+    state = ended("trainer", 1, finishedAt="0000-12-31T23:00:00Z")
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]}, creationTimestamp="0000-01-01T00:00:00Z"))
+    assert (pod.phase, pod.finished_at, pod.created_at) == ("Failed", None, 0.0)
+
+
 def test_text_of_a_pod_is_readable_wherever_it_is_shown():
     record = json.dumps({"reason": "ERROR", "message": "a\ud800\x1b[31mb"})
     pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 1, message=record)]}))
