@@ -131,7 +131,7 @@ def test_settings_of_the_environment_become_arguments(capsys):
 
 
 @pytest.mark.parametrize(
-    "given", ["CUDA_VISIBLE_DEVICES=$(seq -s, 0 7)", "NPROC_PER_NODE=gpu", "NNODES=$(wc -l < hosts)", "NNODES=$SIZE"]
+    "given", ["CUDA_VISIBLE_DEVICES=$(nvidia-smi -L)", "NPROC_PER_NODE=gpu", "NNODES=$(wc -l < hosts)", "NNODES=$SIZE"]
 )
 def test_sizes_that_only_the_machine_knows_are_named(capsys, tmp_path, given):
     text = written(capsys, saved(tmp_path, f"export {given}\nmegatron sft {RUN} {LENGTH}\n"))

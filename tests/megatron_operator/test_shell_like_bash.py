@@ -42,6 +42,21 @@ WORDS = {
     "names of a function": "X=out; f() { local X=in; g; }; g() { show $X; X=g; }; f; show $X",
     "what a file sets": "cat > ./s.sh <<'EOF'\nX=$1\nEOF\nset -- p; source s.sh q; show $X $1; . s.sh; show $X",
     "a file that gets arguments": "cat > s.sh <<'EOF'\nshow $1 $#\nEOF\nbash ./s.sh a b; bash s.sh c",
+    "a test that decides between two": "A=5; [[ $A == 5 ]] && show yes || show no; [ $A = 4 ] && show a || show b",
+    "a text without its tabs": "v=3; cat > t <<-EOF\n\tk: $v\n\t  l: 'x'\n\tEOF\nshow \"$(cat t)\"",
+    "a file of one line": "echo 'show inner $1' > s.sh; echo 'show more' >> s.sh; bash s.sh a; . ./s.sh b",
+    "each element": 'A=(a.x b.x); show "${A[@]/#/d/}" ${A[@]%.x} "${A[@]^^}" "${A[@]/.x/.y}"',
+    "the start and the end of a value": "X=a.a.a; show ${X/#a/b} ${X/%a/b} ${X/#c/b} ${X/%/z} ${X//[^a]/-} ${X##*[^a]}",
+    "numbers of defaults": "show $(( ${N:-2} * 8 )); X=0,1; show $((${#X} > 2)); Y=${X//[^,]/}; show $(( ${#Y} + 1 ))",
+    "devices that are counted": (
+        "D=0,1,2,3; show $(echo $D | tr ',' '\\n' | wc -l) $(echo $D | awk -F',' '{print NF}')"
+        " $(echo $D | tr -d ',' | wc -w) $(seq -s, 0 7) $(seq -s ' ' 3)"
+    ),
+    "names that are made": (
+        "M=Qwen/Qwen3-8B; show $(echo $M | tr '/' '_' | tr '[:upper:]' '[:lower:]') $(echo $M | cut -d/ -f2)"
+        " $(echo $M | awk -F/ '{print $1}') $(echo $M | sed 's/Qwen/Q/g') $(echo a-b | cut -d'-' -f1)"
+        " $(echo aab | tr -s a) $(echo 'a b  c' | awk '{print $3}') $(echo a1b2 | tr -d 0-9) $(echo x | cut -d, -f2)"
+    ),
     "a pipe": "X=1; { X=2; show $X; } | cat; show $X; echo a | while read X; do show $X; done; show $X",
     "a text that is evaluated": "C=\"show --a 'b c'\"; eval $C; $C; Y=1; eval 'Y=2'; show $Y",
 }

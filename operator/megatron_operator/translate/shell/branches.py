@@ -111,4 +111,6 @@ def _status(reader: Reader, node: Node, statement: Statement) -> bool | None:
         return None
     right: list[bool | None] = []
     choose(reader, node, [(known, [then])], lambda inner, each: right.append(_status(inner, each, statement)))
+    if known and goes_on and right == [None]:
+        return True  # a program that a test decides to run is taken to end well: `[ $A = 1 ] && run a || run b`
     return right[-1] if known and right else left if known is False else None

@@ -1,4 +1,4 @@
-"""What simple programs write to their output: echo, printf, seq, expr, cat, head, tail, grep, xargs. Runs nothing.
+"""What simple programs write to their output: echo, printf, seq, cat, grep, tr, cut and so on. Runs nothing.
 
 Each takes its words and the text on its input (None: not known) and returns its output, or None where only a machine
 can tell.
@@ -57,13 +57,22 @@ def _printf(given: Sequence[str], text: str | None, files: Files) -> str | None:
 
 
 def _seq(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    between, given = _separator_of_seq(given)
     if not 1 <= len(given) <= 3 or not all(re.fullmatch(r"-?\d+", each) for each in given):
         return None
     numbers = [int(each) for each in given]
     first, last = numbers[0] if given[1:] else 1, numbers[-1]
     step = numbers[1] if given[2:] else 1
     counted = range(first, last + (1 if step > 0 else -1), step) if step else range(0)
-    return "\n".join(map(str, counted)) + "\n" if len(counted) <= MAX_COUNT else None
+    return between.join(map(str, counted)) + "\n" if len(counted) <= MAX_COUNT else None
+
+
+def _separator_of_seq(given: Sequence[str]) -> tuple[str, list[str]]:
+    """(the text between numbers, the other words) of `seq -s, 0 7` or `seq -s , 0 7`."""
+    words = list(given)
+    if words[:1] == ["-s"] and words[1:]:
+        return words[1], words[2:]
+    return (words[0][2:], words[1:]) if words and words[0].startswith("-s") else ("\n", words)
 
 
 def _cat(given: Sequence[str], text: str | None, files: Files) -> str | None:
@@ -120,6 +129,79 @@ def _expr(given: Sequence[str], text: str | None, files: Files) -> str | None:
     return None if number is None else f"{number}\n"
 
 
+CLASSES = {"[:upper:]": "A-Z", "[:lower:]": "a-z", "[:digit:]": "0-9", "[:space:]": " \t\n", "[:alpha:]": "A-Za-z"}
+
+
+def _tr(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """`tr a b`, `tr -d a`, `tr -s a` of characters, ranges and classes."""
+    options = [word for word in given if re.fullmatch(r"-[ds]", word)]
+    sets = [_characters(word) for word in given if word not in options]
+    if text is None or len(sets) != (1 if options else 2) or len(options) > 1 or not all(sets):
+        return None
+    if options:
+        several = re.compile("[" + re.escape(sets[0]) + "]" + ("+" if options == ["-s"] else ""))
+        return several.sub(lambda found: found[0][0] if options == ["-s"] else "", text)
+    last = sets[1][-1]
+    return text.translate({ord(old): sets[1][place : place + 1] or last for place, old in enumerate(sets[0])})
+
+
+def _characters(word: str) -> str:
+    """The characters that a set of tr means, "" where it is not read here."""
+    for name, meant in CLASSES.items():
+        word = word.replace(name, meant)
+    word = word.replace("\\n", "\n").replace("\\t", "\t")
+    if "[:" in word or "\\" in word:
+        return ""
+    return re.sub(r"(\w)-(\w)", lambda found: "".join(map(chr, range(ord(found[1]), ord(found[2]) + 1))), word)
+
+
+def _wc(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """`wc -l` and `wc -w` of the input."""
+    if text is None or list(given) not in (["-l"], ["-w"]):
+        return None
+    return f"{text.count(chr(10)) if given[0] == '-l' else len(text.split())}\n"
+
+
+def _cut(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """`cut -d, -f1` of one field."""
+    found = re.fullmatch(r"(?:-d ?(?P<between>.) )?-f ?(?P<field>\d+)(?: -d ?(?P<behind>.))?", " ".join(given))
+    lines = _lines(text)
+    if found is None or lines is None or found["field"] == "0":
+        return None
+    between, field = found["between"] or found["behind"] or "\t", int(found["field"]) - 1
+    parts = [line.rstrip("\n").split(between) for line in lines]
+    return "".join(f"{each[0] if len(each) == 1 else ''.join(each[field : field + 1])}\n" for each in parts)
+
+
+def _awk(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """`awk -F, '{print NF}'` and `awk '{print $2}'`."""
+    found = re.fullmatch(r"(?:-F ?(?P<between>[^ \\]) )?\{ *print +(?P<what>NF|\$\d+) *;? *\}", " ".join(given))
+    lines = _lines(text)
+    if found is None or lines is None:
+        return None
+    parts = [line.rstrip("\n").split(found["between"]) if line.strip() else [] for line in lines]
+    if found["what"] == "NF":
+        return "".join(f"{len(each)}\n" for each in parts)
+    field = int(found["what"][1:]) - 1
+    if field < 0:
+        return text
+    return "".join("".join(each[field : field + 1]) + "\n" for each in parts)
+
+
+def _sed(given: Sequence[str], text: str | None, files: Files) -> str | None:
+    """`sed 's/a/b/g'` of plain characters."""
+    words = list(given)[list(given[:1]) == ["-e"] :]
+    found = (
+        re.fullmatch(r"s(?P<mark>[/|,#@])(?P<old>[\w :=-]+)(?P=mark)(?P<new>[\w ./:=-]*)(?P=mark)(?P<all>g?)", words[0])
+        if len(words) == 1
+        else None
+    )
+    lines = _lines(text)
+    if found is None or lines is None:
+        return None
+    return "".join(line.replace(found["old"], found["new"], -1 if found["all"] else 1) for line in lines)
+
+
 def _lines(text: str | None) -> list[str] | None:
     return None if text is None else text.splitlines(keepends=True)
 
@@ -146,4 +228,9 @@ FILTERS: Mapping[str, Filter] = {
     "expr": _expr,
     "basename": _basename,
     "dirname": _dirname,
+    "tr": _tr,
+    "wc": _wc,
+    "cut": _cut,
+    "awk": _awk,
+    "sed": _sed,
 }

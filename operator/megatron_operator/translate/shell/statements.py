@@ -25,7 +25,7 @@ from megatron_operator.translate.programs import (
 )
 from megatron_operator.translate.shell import branches, loops
 from megatron_operator.translate.shell.assignments import assign, declare, restore_outer
-from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file, unset
+from megatron_operator.translate.shell.builtins import BUILTINS, calculate, keep_file, read_file, repeated, script_file
 from megatron_operator.translate.shell.folders import WORKDIR
 from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.nodes import parsed, source
@@ -159,6 +159,7 @@ def _redirected(reader: Reader, node: Node) -> None:
     if body.type != "command":
         _statement(reader, body)
     elif document is None:
+        keep_file(reader, node, others)
         _command(reader, body, extra)
     else:
         targets = [
@@ -384,7 +385,9 @@ STATEMENTS: Mapping[str, Callable[[Reader, Node], None]] = {
     "while_statement": lambda reader, node: loops.while_(reader, node, _statement),
     "subshell": _subshell,
     "compound_statement": _group,
-    "unset_command": lambda reader, node: unset(reader, listed_words(node.named_children, node, reader.values)),
+    "unset_command": lambda reader, node: BUILTINS["unset"](
+        reader, node, ["unset", *listed_words(node.named_children, node, reader.values)]
+    ),
     "pipeline": _pipeline,
     "redirected_statement": _redirected,
     "command": _command,

@@ -59,6 +59,18 @@ def braced(text: str) -> list[str]:
     return [each for part in found["inner"].split(",") for each in braced(found["before"] + part + found["after"])]
 
 
+def _replaced(value: str, operand: str, *, count: int) -> str:
+    """The value with `what/by` replaced; `#what` is one at its start, `%what` one at its end."""
+    what, _, by = operand.partition("/")
+    place = what[:1] if what[:1] in ("#", "%") and count == 1 else ""
+    sought = what.removeprefix(place).replace("\0", "/").replace("[^", "[!")
+    plain = fnmatch.translate(sought).removesuffix(r"\Z").removesuffix(r"\z") if sought else ""
+    pattern = {"#": rf"\A{plain}", "%": rf"{plain}\Z"}.get(place, plain)
+    if not sought and not place:
+        return value
+    return re.sub(pattern, lambda _: by.replace("\0", "/"), value, count=count)
+
+
 def cut(kind: str, operand: str, value: str) -> str | None:
     """A known value without its prefix or suffix, with a part replaced, in other case, or a part of it."""
     if kind in ("#", "##", "%", "%%"):
@@ -67,12 +79,10 @@ def cut(kind: str, operand: str, value: str) -> str | None:
             (value[:size], value[size:]) if kind[0] == "#" else (value[len(value) - size :], value[: len(value) - size])
             for size in sizes
         ]
-        fitting = [left for part, left in cuts if fnmatch.fnmatchcase(part, operand)]
+        fitting = [left for part, left in cuts if fnmatch.fnmatchcase(part, operand.replace("[^", "[!"))]
         return value if not fitting else fitting[-1 if len(kind) == 2 else 0]
     if kind in ("/", "//"):
-        sought, _, put = re.sub(r"\\/", "\0", operand).partition("/")
-        pattern = re.compile(fnmatch.translate(sought.replace("\0", "/")).removesuffix(r"\Z").removesuffix(r"\z"))
-        return pattern.sub(lambda _: put.replace("\0", "/"), value, count=0 if kind == "//" else 1)
+        return _replaced(value, re.sub(r"\\/", "\0", operand), count=0 if kind == "//" else 1)
     if kind == ":":
         part = re.fullmatch(r"\s*(\d+|(?<=\s)-\d+)(?::(-?\d+))?", operand)
         return None if part is None else value[int(part[1]) :][: int(part[2]) if part[2] else None]

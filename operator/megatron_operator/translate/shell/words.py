@@ -156,16 +156,15 @@ def document_text(node: Node, values: Values) -> str:
     start = next((source(child) for child in node.named_children if child.type == "heredoc_start"), "")
     if body is None:
         return ""
-    return kept(source(body)) if {"'", '"', "\\"} & set(start) else text_of(body, values)
+    text = kept(source(body)) if {"'", '"', "\\"} & set(start) else text_of(body, values)
+    return re.sub(r"(?m)^\t+", "", text) if source(node).startswith("<<-") else text
 
 
 def expanded(text: str, values: Values) -> str:
     """The value of `$NAME`, `${NAME...}`, `$((...))` or of a simple `$(...)`; the text itself where none is known."""
-    if text.startswith("$(("):
-        number = arithmetic.calculated(text[3:-2], values.variables)
-        return text if number is None else str(number)
-    if text.startswith("$["):
-        number = arithmetic.calculated(text[2:-1], values.variables)
+    if text.startswith(("$((", "$[")):
+        inner = text[3:-2] if text.startswith("$((") else text[2:-1]
+        number = arithmetic.calculated(spread(inner, values), values.variables)
         return text if number is None else str(number)
     if text.startswith(("$(", "`", "<(", ">(")):
         return _substituted(text, values)
@@ -243,7 +242,8 @@ def _list(node: Node, values: Values) -> list[str] | None:
         return listed
     part = re.fullmatch(r":\s*(\d+|(?<=\s)-\d+)(?::(\d+))?", rest)
     if part is None:
-        return None
+        changed = [] if rest[:1] in ":-=+?" else [_modified(rest, each, values) for each in listed]
+        return [each for each in changed if each is not None] if changed else None
     first = int(part[1]) - (is_own and int(part[1]) > 0)
     return listed[first:][: int(part[2])] if part[2] else listed[first:]
 
