@@ -239,6 +239,10 @@ TOLD: dict[str, tuple[str, list[str]]] = {
         'if [ "$USE_LORA" = 1 ]; then TYPE=lora; else TYPE=full; fi\nmegatron sft RUN --train_type $TYPE\n',
         ["line 1: TYPE depends on a condition: 'full' is assumed, it may also be 'lora'"],
     ),
+    "a name that is first added to": (
+        'ARGS="$ARGS --seed 3"\nmegatron sft RUN $ARGS\n',
+        ["line 1: ARGS has no value before this line, which adds to it; it is taken as empty"],
+    ),
     "an array that a condition lengthens": (
         'A=(RUN --system \'costs $5\')\n[ -n "$(hostname)" ] && A+=(--seed 3)\nmegatron sft "${A[@]}"\n',
         ["A depends on a condition: '... $5 --seed 3' is assumed, it may also be '... $5'"],

@@ -57,6 +57,20 @@ WORDS = {
         " $(echo $M | awk -F/ '{print $1}') $(echo $M | sed 's/Qwen/Q/g') $(echo a-b | cut -d'-' -f1)"
         " $(echo aab | tr -s a) $(echo 'a b  c' | awk '{print $3}') $(echo a1b2 | tr -d 0-9) $(echo x | cut -d, -f2)"
     ),
+    "comments between continued lines": "show \\\n  --a 1 `# first` \\\n  --b '`# no`' `# last`  \\\n  --c 3",
+    "a test that is turned round": (
+        '[[ ! "x" == "y" ]] && show a; [[ ! x == x ]] || show b; [[ ! -n "" && x = x ]] && show c'
+        '; [[ ! ( -z "" || x = x ) ]] || show d; [[ ! x == y || x == z ]] && show e; [[ ! -z "" || -n q ]] && show f'
+    ),
+    "tests of several values": (
+        "A=1 B=2; [[ $A = 1 && $B = 2 ]] && show a; [[ $A = 2 || $B = 2 ]] && show b; [[ $A = 1 && $B = 3 ]] || show c"
+        '; [[ -n $A && $B != 3 && -z "" ]] && show d; [[ ($A = 1 || $B = 9) && $A$B == 1* ]] && show e'
+        '; [[ $A ]] && show f; [[ $A -eq 1 && $B -gt 1 ]] && show g; [[ $A = "" || -z $B ]] || show h'
+        "; [[ $B =~ ^[0-9]+$ && $A = 1 ]] && show i"
+    ),
+    "numbers of a condition": "if (( ${N:-1} > 1 )); then show a; else show b; fi; N=3; (( ${N:-1} > 1 )) && show c",
+    "a name that is first added to": 'for f in a b; do D="$D $f"; done; show $D; E="${E} x"; show $E; F=$F; show [$F]',
+    "a name for another": 'f() { local -n r=$1; show "${r[@]}"; }; Z=(1 "2 3"); f Z',
     "a pipe": "X=1; { X=2; show $X; } | cat; show $X; echo a | while read X; do show $X; done; show $X",
     "a text that is evaluated": "C=\"show --a 'b c'\"; eval $C; $C; Y=1; eval 'Y=2'; show $Y",
 }

@@ -27,6 +27,10 @@ def assign(reader: Reader, node: Node) -> None:
         return
     adds = any(child.type == "+=" for child in node.children)
     values, key = reader.values, source(name)
+    if value is not None and not adds and _lengthens_nothing(values, key, value):
+        values.variables[key] = ""
+        if not key.endswith("PATH"):
+            reader.tell(node, f"{key} has no value before this line, which adds to it; it is taken as empty")
     if value is not None and value.type == "array":
         listed = _elements(value, key, values)
         values.arrays[key] = _appended(values.arrays.get(key, {}), listed) if adds else listed
@@ -46,6 +50,12 @@ def assign(reader: Reader, node: Node) -> None:
         return
     values.arrays.pop(key, None)
     values.variables[key] = values.variables.get(key, "") + text if adds else text
+
+
+def _lengthens_nothing(values: Values, name: str, value: Node) -> bool:
+    """Whether it is `ARGS="$ARGS --flag"` of a name that the script has not set."""
+    is_known = name in values.variables or name in values.arrays
+    return not is_known and re.search(rf"\$(?:{name}\b|\{{{name}\}})", source(value)) is not None
 
 
 def _elements(node: Node, name: str, values: Values) -> dict[str, str]:
@@ -68,9 +78,11 @@ def declare(reader: Reader, node: Node) -> None:
         _keep_outer(reader, [source(child.child_by_field_name("name") or child) for child in node.named_children])
     if re.match(r"(declare|typeset|local)\s+-\w*A", written):
         reader.values.tables |= {source(c.child_by_field_name("name") or c) for c in node.named_children}
+    is_reference = re.match(r"(?:declare|typeset|local)\s+-\w*n", written) is not None
     for child in node.named_children:
         if child.type == "variable_assignment":
             assign(reader, child)
+            _refer(reader, child) if is_reference else None
         for word in words(child, reader.values) if child.type in ("command_substitution", "concatenation") else ():
             if (found := ASSIGNMENT.fullmatch(word)) is not None:  # export $(cat .env | xargs)
                 reader.values.variables[found["name"]] = found["value"]
@@ -80,6 +92,17 @@ def declare(reader: Reader, node: Node) -> None:
             reader.exported.discard(source(named))
         elif named.type == "variable_name" and EXPORTING.match(written):
             reader.exported.add(source(named))
+
+
+def _refer(reader: Reader, node: Node) -> None:
+    """`local -n NAME=other`: the value of the other; what is set through it later is not seen there."""
+    name = source(node.child_by_field_name("name") or node)
+    other = reader.values.variables.get(name, "")
+    if other in reader.values.arrays:
+        reader.values.arrays[name] = dict(reader.values.arrays[other])
+        reader.values.variables.pop(name)
+    elif other in reader.values.variables:
+        reader.values.variables[name] = reader.values.variables[other]
 
 
 def _keep_outer(reader: Reader, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from megatron_operator.translate.shell.literal import plain
 from megatron_operator.translate.shell.nodes import is_evaluated, parsed, source
 from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.values import Values
-from megatron_operator.translate.shell.words import text_of
+from megatron_operator.translate.shell.words import spread, text_of
 
 SAME_CHARACTERS = 40
 Known = bool | None
@@ -83,7 +83,7 @@ def holds(values: Values, node: Node) -> bool | None:
             left, right = (holds(values, each) for each in node.named_children)
             return _both(left, right) if any(child.type == "&&" for child in node.children) else _either(left, right)
         case "compound_statement" if source(node).startswith("(("):
-            number = arithmetic.calculated(source(node)[2:-2], values.variables)
+            number = arithmetic.calculated(spread(source(node)[2:-2], values), values.variables)
             return None if number is None else number != 0
         case "test_command" if source(node).startswith("[["):
             return _tree(values, node.named_children[0])
@@ -116,22 +116,50 @@ def _of_words(given: Sequence[str]) -> bool | None:
 
 
 def _tree(values: Values, node: Node) -> bool | None:
-    """A test of `[[ ... ]]`."""
-    parts = node.named_children if node.type == "parenthesized_expression" else [c for c in node.children]
-    match node.type:
-        case "parenthesized_expression":
-            return _tree(values, parts[0])
-        case "unary_expression" if source(parts[0]) == "!":
-            return _not(_tree(values, parts[1]))
-        case "unary_expression":
-            return _unary(source(parts[0]), text_of(parts[1], values))
-        case "binary_expression" if source(parts[1]) in ("&&", "||"):
-            left, right = _tree(values, parts[0]), _tree(values, parts[2])
-            return _both(left, right) if source(parts[1]) == "&&" else _either(left, right)
-        case "binary_expression":
-            return _compared(text_of(parts[0], values), source(parts[1]), text_of(parts[2], values))
-    text = text_of(node, values)
-    return text != "" if is_evaluated(text) else None
+    """A test of `[[ ... ]]`, whose `=` and `!` the parser binds otherwise than a shell does."""
+    known, left = _any_of(values, _pieces(node))
+    return None if left else known
+
+
+def _pieces(node: Node) -> list[Node]:
+    """The operands and signs of a test in their order; one in parentheses is an operand."""
+    if node.type not in ("binary_expression", "unary_expression"):
+        return [node]
+    return [piece for child in node.children for piece in _pieces(child)]
+
+
+def _any_of(values: Values, pieces: list[Node]) -> tuple[Known, list[Node]]:
+    """(what `a || b` decides, the pieces behind it)."""
+    known, left = _all_of(values, pieces)
+    while left and source(left[0]) == "||":
+        other, left = _all_of(values, left[1:])
+        known = _either(known, other)
+    return known, left
+
+
+def _all_of(values: Values, pieces: list[Node]) -> tuple[Known, list[Node]]:
+    known, left = _one_of(values, pieces)
+    while left and source(left[0]) == "&&":
+        other, left = _one_of(values, left[1:])
+        known = _both(known, other)
+    return known, left
+
+
+def _one_of(values: Values, pieces: list[Node]) -> tuple[Known, list[Node]]:
+    if not pieces:
+        return None, []
+    first, *left = pieces
+    if source(first) == "!":
+        known, left = _one_of(values, left)
+        return _not(known), left
+    if first.type == "parenthesized_expression":
+        return _tree(values, first.named_children[0]), left
+    if first.type == "test_operator" and left:
+        return _unary(source(first), text_of(left[0], values)), left[1:]
+    text = text_of(first, values)
+    if len(left) > 1 and source(left[0]) not in ("&&", "||"):
+        return _compared(text, source(left[0]), text_of(left[1], values)), left[2:]
+    return text != "" if is_evaluated(text) else None, left
 
 
 def _unary(sign: str, text: str) -> bool | None:

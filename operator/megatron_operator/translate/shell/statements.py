@@ -23,9 +23,9 @@ from megatron_operator.translate.programs import (
     reads_script,
     script_in,
 )
-from megatron_operator.translate.shell import branches, loops
+from megatron_operator.translate.shell import branches, loops, written_files
 from megatron_operator.translate.shell.assignments import assign, declare, restore_outer
-from megatron_operator.translate.shell.builtins import BUILTINS, calculate, keep_file, read_file, repeated, script_file
+from megatron_operator.translate.shell.builtins import BUILTINS, calculate, read_file, repeated, script_file, unset
 from megatron_operator.translate.shell.folders import WORKDIR
 from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.nodes import parsed, source
@@ -35,6 +35,8 @@ from megatron_operator.translate.shell.values import Values
 from megatron_operator.translate.shell.words import document_text, listed_words, text_of, words, written_by
 
 HEADER = re.compile(r"#(SBATCH|BSUB|PBS|COBALT|\$)\s+(?P<option>.+)")
+REMARK = re.compile(r"(?<=\s)`#[^`\n]*`(?=[ \t]*\\\n)")
+"""A comment between continued lines, `# such as this` with a backslash behind it, which the parser takes for more."""
 MAX_DEPTH = 8
 
 
@@ -71,7 +73,7 @@ def _read(reader: Reader, script: str) -> None:
         reader.remarks["scripts within scripts are not followed any deeper"] = None
         return
     reader.depth += 1
-    script = plain(script)
+    script = REMARK.sub("", plain(script))
     root = parsed(script if script.endswith("\n") else script + "\n")
     for each in (found for found in _broken(root) if source(found).strip()):
         reader.tell(each, f"not understood as a script: {source(each).strip()[:80]!r}")
@@ -159,7 +161,7 @@ def _redirected(reader: Reader, node: Node) -> None:
     if body.type != "command":
         _statement(reader, body)
     elif document is None:
-        keep_file(reader, node, others)
+        written_files.keep(reader, node, others)
         _command(reader, body, extra)
     else:
         targets = [
@@ -385,9 +387,7 @@ STATEMENTS: Mapping[str, Callable[[Reader, Node], None]] = {
     "while_statement": lambda reader, node: loops.while_(reader, node, _statement),
     "subshell": _subshell,
     "compound_statement": _group,
-    "unset_command": lambda reader, node: BUILTINS["unset"](
-        reader, node, ["unset", *listed_words(node.named_children, node, reader.values)]
-    ),
+    "unset_command": lambda reader, node: unset(reader, listed_words(node.named_children, node, reader.values)),
     "pipeline": _pipeline,
     "redirected_statement": _redirected,
     "command": _command,
