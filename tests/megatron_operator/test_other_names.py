@@ -179,3 +179,15 @@ def test_truth_has_the_words_of_the_parser_there(translated, word, value):
 def test_a_log_level_may_be_its_number(translated):
     args, _ = carried(translated(f"{SFT} --logging_level 20\n", "train.sh"))
     assert args["logging_level"] == "INFO"
+
+
+def test_an_object_of_a_configuration_may_be_text(translated):
+    values = {"model": "/m/x", "dataset": "/d/a.jsonl", "max_epochs": 1, "model_kwargs": '{"max_pixels": 1003520}'}
+    args, _ = carried(translated(yaml.safe_dump(values), "config.yaml"))
+    assert args["model_kwargs"] == {"max_pixels": 1003520}
+
+
+def test_python_is_answered_with_what_to_pass(tmp_path, capsys):
+    (tmp_path / "recipe.py").write_text("config.train.train_iters = 100\n")
+    assert main(["from-args", str(tmp_path / "recipe.py")]) == 2
+    assert "Python is not read; pass the command that it starts" in capsys.readouterr().err

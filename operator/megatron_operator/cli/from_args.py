@@ -46,6 +46,7 @@ NO_FILES: Mapping[str, str] = {}
 KINDS_READ = f"not read; manifests of {', '.join(manifests.KINDS)} are, or pass the command that it starts"
 SHOWN_CHARACTERS = 160
 UNREAD = "its launcher is not known; pass the training command by itself"
+OF_PYTHON = "Python is not read; pass the command that it starts, or write its fields as docs/migrating.md names them"
 NOTHING = "contains no known training command: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
 
 
@@ -82,6 +83,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(arguments: argparse.Namespace) -> int:
     """0 with the manifests on standard output, 2 if nothing in the source can be translated."""
+    if arguments.source.endswith((".py", ".ipynb")) and " " not in arguments.source:
+        return _refuse(arguments.source, OF_PYTHON)
     try:
         source = read(arguments.source, arguments.task)
     except (OSError, yaml_file.YamlProblem) as err:

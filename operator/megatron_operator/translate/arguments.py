@@ -202,7 +202,9 @@ def _in_its_form(argument: Argument, value: object) -> object:
         return [value]
     if argument.type == "str" and isinstance(value, list) and len(value) == 1:
         return value[0]  # adapters is a list in 4.x
-    return from_text(argument, str(value)) if argument.type == "bool" and isinstance(value, str | int) else value
+    is_text = isinstance(value, str) and value.lstrip().startswith("{") and "json" in argument.type
+    is_truth = isinstance(value, str | int) and argument.type == "bool"
+    return from_text(argument, str(value)) if is_text or is_truth else value
 
 
 def _plain(argument: Argument, value: object) -> object:

@@ -17,6 +17,7 @@ from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried,
 from megatron_operator.translate.launch import DEVICES, Launch, unread_sizes
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
+from megatron_operator.translate.programs import SCRIPTS
 from megatron_operator.translate.shell.folders import WORKDIR
 from megatron_operator.translate.shell.literal import plain
 from megatron_operator.translate.shell.nodes import is_evaluated
@@ -295,7 +296,8 @@ def _comment(lines: Iterable[str]) -> str:
 
 def _job_name(text: str) -> str:
     """A valid job name derived from a path or a title."""
-    stem = PurePosixPath(text).name.removesuffix(".sh").removesuffix(".yaml").removesuffix(".yml")
+    path = PurePosixPath(text)
+    stem = path.stem if path.suffix in (*SCRIPTS, ".yaml", ".yml", ".json") else path.name
     plain = re.sub(r"[^a-z0-9]+", "-", stem.lower()).lstrip("-0123456789").rstrip("-") or "job"
     return plain[: names.MAX_JOB_NAME_LENGTH].rstrip("-")
 
