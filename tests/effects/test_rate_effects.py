@@ -80,6 +80,13 @@ def test_lr_warmup_iters_rises_linearly(train):
     assert rates == pytest.approx([0.0, 0.5e-3, 1e-3, 1e-3])
 
 
+@effect("lr_warmup_init")
+def test_lr_warmup_init_is_where_the_warmup_starts(train):
+    """As Megatron-LM's scheduler: init + (peak - init) * steps / warmup."""
+    rates = train(lr_decay_style="constant", lr_warmup_iters=2, lr_warmup_init=2e-4).column("learning_rate")
+    assert rates == pytest.approx([2e-4, 6e-4, 1e-3, 1e-3])
+
+
 @effect("lr_warmup_fraction")
 def test_lr_warmup_fraction_is_a_share_of_the_decay(train):
     rates = train(lr_decay_style="constant", lr_warmup_fraction=0.5).column("learning_rate")

@@ -92,7 +92,6 @@ def carried(text):
 NEEDLESS = {
     "--train_dataloader_shuffle true": "train_dataloader_shuffle: true (it is what is done in any case)",
     "--account_for_loss_in_pipeline_split false": "account_for_loss_in_pipeline_split: false (it is what is done",
-    "--lr_warmup_init 0.": "lr_warmup_init: 0. (it is what is done in any case)",
     "--overlap_p2p_comm true": "overlap_p2p_comm: true (no number depends on it)",
     "--dataloader_pin_memory false": "dataloader_pin_memory: false (no number depends on it)",
     "--data_sharding true": "data_sharding: true (samples come in an order of this trainer's own)",

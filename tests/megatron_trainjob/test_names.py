@@ -73,7 +73,6 @@ def test_aliases_and_names_of_other_trainers_lead_to_arguments():
         ("overlap_p2p_comm", "is decided by the number of stages"),
         ("init_method_std", "is decided by initializer_range"),
         ("moe_apply_probs_on_input", "is decided by the model's config.json"),
-        ("lr_warmup_init", "the learning rate rises from 0"),
         ("start_weight_decay", "changes the weight decay during training"),
         ("save_retain_interval", "did you mean save_total_limit?"),
         ("fp8_interval", "is a field of Megatron-Core's configuration"),

@@ -76,6 +76,7 @@ FURTHER_ARGUMENTS = (
         "num_layers_per_virtual_pipeline_stage",
         "pipeline_model_parallel_layout",
         "keep_incomplete_rows",
+        "lr_warmup_init",
         "lr_wsd_decay_iters",
         "lr_wsd_decay_style",
         "preserve_thinking",

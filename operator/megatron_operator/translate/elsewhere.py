@@ -36,7 +36,6 @@ SAME_REFERENCE = "the model itself is the reference without it"
 SAME: Mapping[str, tuple[str, ...]] = {
     "train_dataloader_shuffle": ("true",),
     "data_parallel_random_init": ("false",),
-    "lr_warmup_init": ("0", "0.0", "0."),
     "weight_decay_incr_style": ("constant",),
     "cp_partition_mode": ("zigzag",),
     "account_for_embedding_in_pipeline_split": ("false",),

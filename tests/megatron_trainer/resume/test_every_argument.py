@@ -63,6 +63,7 @@ def test_every_argument_that_may_change_is_tried():
         "rotary_interleaved",  # the model's own value or a refusal
         "seq_length",  # a plan of Megatron's; rows have their own lengths
         "sgd_momentum",  # as the settings of Adam
+        "lr_warmup_init",  # as lr_warmup_iters
         "lr_wsd_decay_iters",  # as lr_decay_iters
         "lr_wsd_decay_style",  # as lr_decay_style
         "report_to",  # as wandb_project

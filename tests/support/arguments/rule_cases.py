@@ -786,6 +786,12 @@ CASES = [
         good={"lr_warmup_fraction": 0.1},
         bad={"lr_warmup_fraction": 0.1, "lr_warmup_iters": 5},
     ),
+    Case(
+        rule="a_start_of_the_warmup_has_a_warmup",
+        good={"lr_warmup_init": 1e-6, "lr_warmup_iters": 2},
+        bad={"lr_warmup_init": 1e-6},
+    ),
+    Case(rule="the_warmup_rises", good={"lr_warmup_init": 1e-6}, bad={"lr_warmup_init": 1e-3}),
     Case(rule="the_learning_rate_falls", good={"lr": 1e-3, "min_lr": 1e-3}, bad={"lr": 1e-3, "min_lr": 2e-3}),
     Case(
         rule="the_learning_rate_falls",

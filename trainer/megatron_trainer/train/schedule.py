@@ -12,7 +12,7 @@ LateStyle = Literal["exponential", "linear", "cosine", "minus_sqrt"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Peak and floor of the rate; warmup and decay in optimizer steps (a fraction of a step is allowed).
+    """Peak, floor and start of the rate; warmup and decay in optimizer steps (a fraction of a step is allowed).
 
     late_steps, late_style: the fall at the end of a WSD schedule.
     """
@@ -24,16 +24,17 @@ class Schedule:
     style: DecayStyle
     late_steps: int = 0
     late_style: LateStyle = "exponential"
+    start: float = 0.0
 
 
 def learning_rate(schedule: Schedule, completed_steps: int) -> float:
     """The rate for the step that follows `completed_steps` steps.
 
-    Warmup rises from 0; the decay runs from the end of warmup to `decay_steps` and stays at the floor after it.
+    Warmup rises from the start; the decay runs from the end of warmup to `decay_steps` and stays at the floor after it.
     Source: Megatron-LM's OptimizerParamScheduler, which counts in samples; steps give the same ratios.
     """
     if completed_steps < schedule.warmup_steps:
-        return schedule.peak * completed_steps / schedule.warmup_steps
+        return schedule.start + (schedule.peak - schedule.start) * completed_steps / schedule.warmup_steps
     if schedule.style == "constant":
         return schedule.peak
     if completed_steps > schedule.decay_steps:

@@ -281,6 +281,7 @@ def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
     return Schedule(
         peak=derive.learning_rate(args),
         floor=args.min_lr,
+        start=args.lr_warmup_init,
         warmup_steps=derive.lr_warmup_samples(args, total_iterations) / args.global_batch_size,
         decay_steps=derive.lr_decay_samples(args, total_iterations) // args.global_batch_size,
         style=args.lr_decay_style,

@@ -145,7 +145,6 @@ _CONSTANT = "records what is the same in every step; remove it"
 _OTHER_METHOD = "belongs to a method that is not supported; remove it"
 _STAGES = "is decided by the number of stages and of their virtual chunks; remove it"
 _INITIALIZATION = "is decided by initializer_range in the model's config.json; set that"
-_WARMUP = "is not supported: the learning rate rises from 0 during warmup; set lr_warmup_iters or lr_warmup_fraction"
 _DECAY_OF_WEIGHTS = "changes the weight decay during training, which is not supported; set weight_decay"
 _SHUFFLE = "shuffles again in each epoch, as dataloader_type: cyclic does; single reads the data once in its order"
 _LARGER_STEPS = "changes the batch size during training, which is not supported; set global_batch_size"
@@ -179,14 +178,13 @@ WITHOUT_COUNTERPART: Mapping[str, str] = {
     **dict.fromkeys(("overlap_p2p_comm", "batch_p2p_comm"), _STAGES),
     "init_method_std": _INITIALIZATION,
     "train_dataloader_shuffle": _SHUFFLE,
-    "lr_warmup_init": _WARMUP,
     **dict.fromkeys(("weight_decay_incr_style", "start_weight_decay", "end_weight_decay"), _DECAY_OF_WEIGHTS),
     **dict.fromkeys(("galore_rank", "use_galore", "loraplus_lr_ratio", "neftune_noise_alpha"), _OTHER_METHOD),
 }
 NO_FIELDS: Mapping[str, str] = {
     name: reason
     for name, reason in WITHOUT_COUNTERPART.items()
-    if reason in (_FILES, _END, _PROFILER, _STAGES, _INITIALIZATION, _WARMUP, _DECAY_OF_WEIGHTS, _LARGER_STEPS)
+    if reason in (_FILES, _END, _PROFILER, _STAGES, _INITIALIZATION, _DECAY_OF_WEIGHTS, _LARGER_STEPS)
 }
 """Those among them that Megatron-Core's configurations do not have, or that are decided here."""
 PASSED_ON = "is a field of Megatron-Core's configuration without an argument; extra_megatron_kwargs passes it on"

@@ -19,7 +19,7 @@ class LearningRate:
     )
     decoupled_lr: float | None = arg(
         None,
-        "Peak learning rate of the embedding and the output layer, where they train (LoRA: modules_to_save); else lr.",
+        "Peak learning rate of embedding and output layer, where they train (LoRA: modules_to_save); else lr.",
         gt=0,
         status="works",
     )
@@ -31,29 +31,29 @@ class LearningRate:
     )
     vit_lr: float | None = arg(
         None,
-        "Peak learning rate of the vision tower of a model with images; unset: lr.",
+        "Peak learning rate of the vision tower; unset: lr.",
         gt=0,
         status="works",
     )
     aligner_lr: float | None = arg(
         None,
-        "Peak learning rate of the aligner of a model with images; unset: lr.",
+        "Peak learning rate of the aligner of images; unset: lr.",
         gt=0,
         status="works",
     )
     lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = arg(
         "cosine",
-        'Shape of the learning rate after warmup; "WSD" stays at the peak and decays in the last lr_wsd_decay_iters.',
+        'Shape after warmup; "WSD" stays at the peak and decays in the last lr_wsd_decay_iters.',
         status="works",
     )
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = arg(
         "exponential",
-        "Shape of the decay at the end of a WSD schedule.",
+        "Shape of the decay that ends WSD.",
         status="works",
     )
     lr_wsd_decay_iters: int | None = arg(
         None,
-        "Steps of the decay at the end of a WSD schedule.",
+        "Steps of the decay that ends WSD.",
         unit="iterations",
         ge=1,
         status="works",
@@ -68,7 +68,7 @@ class LearningRate:
     )
     lr_warmup_iters: int = arg(
         0,
-        "Steps of linear warmup from 0.",
+        "Steps of linear warmup.",
         unit="iterations",
         ge=0,
         status="works",
@@ -80,6 +80,12 @@ class LearningRate:
         ge=0,
         le=1,
         featured=True,
+        status="works",
+    )
+    lr_warmup_init: float = arg(
+        0.0,
+        "Learning rate at the start of warmup.",
+        ge=0,
         status="works",
     )
     min_lr: float = arg(

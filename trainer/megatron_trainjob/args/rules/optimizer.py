@@ -36,6 +36,22 @@ def the_learning_rate_falls(facts: Facts) -> str:
     return "" if facts.args.min_lr <= peak else f"is above the peak learning rate {peak:g}; use a smaller one"
 
 
+@rule("lr_warmup_init", "lr", "train_type")
+def the_warmup_rises(facts: Facts) -> str:
+    """lr_warmup_init <= lr."""
+    peak = derive.learning_rate(facts.args)
+    is_lower = facts.args.lr_warmup_init <= peak
+    return "" if is_lower else f"is above the peak learning rate {peak:g}; use a smaller one"
+
+
+@rule("lr_warmup_init", "lr_warmup_iters", "lr_warmup_fraction", severity="warning")
+def a_start_of_the_warmup_has_a_warmup(facts: Facts) -> str:
+    """lr_warmup_init is the rate of the first step of a warmup."""
+    args = facts.args
+    is_used = not args.lr_warmup_init or args.lr_warmup_iters or args.lr_warmup_fraction
+    return "" if is_used else "has no effect without lr_warmup_iters or lr_warmup_fraction"
+
+
 @rule("decoupled_min_lr", "decoupled_lr", "min_lr")
 def the_other_learning_rate_falls(facts: Facts) -> str:
     """decoupled_min_lr (else min_lr) <= decoupled_lr."""
@@ -126,6 +142,8 @@ RULES = (
         for name in ("lr_wsd_decay_style", "lr_wsd_decay_iters")
     ),
     the_learning_rate_falls,
+    the_warmup_rises,
+    a_start_of_the_warmup_has_a_warmup,
     the_other_learning_rate_falls,
     the_warmup_is_shorter_than_the_decay,
     the_warmup_leaves_something_to_decay,
