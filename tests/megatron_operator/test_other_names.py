@@ -190,3 +190,11 @@ def test_python_is_answered_with_what_to_pass(tmp_path, capsys):
     (tmp_path / "recipe.py").write_text("config.train.train_iters = 100\n")
     assert main(["from-args", str(tmp_path / "recipe.py")]) == 2
     assert "Python is not read; pass the command that it starts" in capsys.readouterr().err
+
+
+def test_another_name_with_the_same_value_is_carried_over(translated):
+    words = "--sequence_parallel_size 2 --context_parallel_size 2"
+    args, _ = carried(translated(f"NPROC_PER_NODE=2 {SFT} {words}\n", "train.sh"))
+    assert (args["sequence_parallel_size"], args["context_parallel_size"]) == (2, 2)
+    text = translated(f"NPROC_PER_NODE=2 {SFT} --sequence_parallel_size 2\n", "train.sh")
+    assert "sequence_parallel_size: 2  # NOT CARRIED OVER: is refused: it is another name" in text

@@ -6,7 +6,7 @@ next to it, so that validation fails there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -87,9 +87,20 @@ def translate(
             is_told = name in remarks and not carried.remark.startswith(NOT_CARRIED)
             kept.append(replace(carried, remark=remarks[name]) if is_told else carried)
     values = {each.name: each.value for each in kept}
+    kept = list(_without_answered(kept, values, task))
     version = version or told_version(written, values, task, world_size)
     added = [] if task == "export" else list(_defaults(values, task, version))
     return Translated(arguments=(*kept, *added), left_out=tuple(left_out), version=version)
+
+
+def _without_answered(kept: Iterable[Carried], values: Mapping[str, object], task: Task) -> Iterator[Carried]:
+    """The arguments; one that is refused by itself is not where the others ask for the same."""
+    problems = {each.path.rpartition(".")[2] for each in parse(values, task=task).violations}
+    for each in kept:
+        argument = ARGUMENTS.get(each.name)
+        is_answered = argument is not None and argument.status == "refused" and each.name not in problems
+        is_marked = each.remark.startswith(NOT_CARRIED) and is_evaluated(str(each.value))
+        yield replace(each, remark="") if is_answered and is_marked else each
 
 
 def _needless(name: str, value: object, task: Task, settings: Mapping[str, object]) -> str:
