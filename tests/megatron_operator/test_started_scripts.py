@@ -60,3 +60,21 @@ def test_a_training_with_transformers_is_said_to_be_one(outer, capsys):
     err = capsys.readouterr().err
     assert "swift sft --model /m/x --dataset a; it trains with transformers, whose arguments have other names" in err
     assert "swift infer --model /m/x; it neither trains nor exports" in err
+
+
+def test_a_script_of_a_chinese_editor_is_read_and_said_to_be_one(tmp_path, capsys):
+    path = tmp_path / "train.sh"
+    path.write_bytes(
+        "# 训练\r\nmegatron sft --model /m/x --dataset a --max_epochs 1 --system '你好'\r\n".encode("gb18030")
+    )
+    assert main(["from-args", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert yaml.safe_load(captured.out)["spec"]["args"]["system"] == "你好"
+    assert "train.sh: is no UTF-8 and was read as GB 18030; check its texts" in captured.err
+
+
+def test_a_file_that_is_no_text_is_answered(tmp_path, capsys):
+    path = tmp_path / "train.sh"
+    path.write_bytes(b"megatron sft --system \xe9 x")
+    assert main(["from-args", str(path)]) == 2
+    assert "is no text in UTF-8; save it as one" in capsys.readouterr().err

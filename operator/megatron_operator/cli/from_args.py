@@ -26,6 +26,7 @@ from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.shell import statements
 from megatron_operator.translate.shell.folders import WORKDIR, of_this_machine
 from megatron_operator.translate.shell.literal import kept, kept_value, plain, plain_value
+from megatron_operator.translate.text_file import read_text
 from megatron_operator.translate.write import Written
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.cli import written_values
@@ -46,6 +47,7 @@ NO_FILES: Mapping[str, str] = {}
 KINDS_READ = f"not read; manifests of {', '.join(manifests.KINDS)} are, or pass the command that it starts"
 SHOWN_CHARACTERS = 160
 UNREAD = "its launcher is not known; pass the training command by itself"
+OTHER_TEXT = "is no UTF-8 and was read as GB 18030; check its texts, such as system"
 OF_PYTHON = "Python is not read; pass the command that it starts, or write its fields as docs/migrating.md names them"
 NOTHING = "contains no known training command: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
 
@@ -115,7 +117,9 @@ def read(text: str, task: Task | None = None) -> Source:
         return _of_script("", text, Path())
     if path.suffix in (".yaml", ".yml", ".json"):
         return _read_yaml(path, task)
-    return _of_script(path.name, path.read_text(), path.parent, path=text)
+    script, is_other = read_text(path)
+    source = _of_script(path.name, script, path.parent, path=text)
+    return replace(source, remarks=(OTHER_TEXT, *source.remarks)) if is_other else source
 
 
 def _why_not(command: str) -> str:
@@ -210,7 +214,7 @@ def _text_beside(files: Mapping[str, str], folder: Path | None, name: str) -> st
         return files.get(name)
     for path in (folder / name, of_this_machine(name, WORKDIR)):
         with suppress(OSError, ValueError):
-            return None if path is None else path.read_text()
+            return None if path is None else read_text(path)[0]
     return None
 
 

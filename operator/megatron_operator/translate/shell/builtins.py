@@ -19,6 +19,7 @@ from megatron_operator.translate.shell.loops import fields
 from megatron_operator.translate.shell.nodes import is_evaluated, source
 from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.words import expanded, key_of
+from megatron_operator.translate.text_file import read_text
 
 MAX_FILE_BYTES = 1_000_000
 RUN_FILES = (*SHELLS, "sbatch", "qsub", "bsub")
@@ -50,7 +51,7 @@ def read_file(reader: Reader, name: str) -> str | None:
     for path in _places(reader, name) if is_evaluated(name) else ():
         try:
             if path.stat().st_size <= MAX_FILE_BYTES:
-                return path.read_text()
+                return read_text(path)[0]
         except (OSError, ValueError):
             continue
     return None

@@ -136,13 +136,21 @@ def _tr(given: Sequence[str], text: str | None, files: Files) -> str | None:
     """`tr a b`, `tr -d a`, `tr -s a` of characters, ranges and classes."""
     options = [word for word in given if re.fullmatch(r"-[ds]", word)]
     sets = [_characters(word) for word in given if word not in options]
-    if text is None or len(sets) != (1 if options else 2) or len(options) > 1 or not all(sets):
+    if (
+        text is None
+        or len(options) > 1
+        or not all(sets)
+        or len(sets) not in ((1, 2) if "-s" in options else (2 - len(options),))
+    ):
         return None
+    if len(sets) == 2:
+        put = {ord(old): sets[1][place : place + 1] or sets[1][-1] for place, old in enumerate(sets[0])}
+        text = text.translate(put)
+        sets = sets[1:] if options else sets
     if options:
         several = re.compile("[" + re.escape(sets[0]) + "]" + ("+" if options == ["-s"] else ""))
         return several.sub(lambda found: found[0][0] if options == ["-s"] else "", text)
-    last = sets[1][-1]
-    return text.translate({ord(old): sets[1][place : place + 1] or last for place, old in enumerate(sets[0])})
+    return text
 
 
 def _characters(word: str) -> str:
