@@ -103,3 +103,21 @@ def test_each_variable_is_there_once_with_the_value_that_the_command_sees(transl
         ("OMP_NUM_THREADS", "4"),
     ]
     assert spec["network"]["ncclEnv"] == {"NCCL_DEBUG": "INFO"}
+
+
+def test_a_job_of_volcano_stays_a_gang_in_its_queue(translate):
+    task = {"replicas": 2, "name": "w", "template": {"spec": POD}}
+    spec = {
+        "minAvailable": 2,
+        "schedulerName": "volcano",
+        "queue": "gpus",
+        "maxRetry": 5,
+        "tasks": [task],
+        "plugins": {},
+    }
+    written, err = translate("Job", spec)
+    assert written["spec"]["scheduling"] == {"gang": "Volcano", "queue": "gpus"}
+    assert (written["spec"]["failurePolicy"], written["spec"]["numNodes"]) == ({"maxRestarts": 5}, 2)
+    assert "Left out: plugins of the Job: docs/migrating.md names the counterparts" in err
+    written, _ = translate("Job", {**spec, "minAvailable": 1})
+    assert written["spec"]["scheduling"]["minMember"] == 1

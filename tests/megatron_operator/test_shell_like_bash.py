@@ -55,7 +55,8 @@ WORDS = {
     "names that are made": (
         "M=Qwen/Qwen3-8B; show $(echo $M | tr '/' '_' | tr '[:upper:]' '[:lower:]') $(echo $M | cut -d/ -f2)"
         " $(echo $M | awk -F/ '{print $1}') $(echo $M | sed 's/Qwen/Q/g') $(echo a-b | cut -d'-' -f1)"
-        " $(echo aab | tr -s a) $(echo 'a  _b' | tr -s ' _' '-') $(echo 'a b  c' | awk '{print $3}') $(echo a1b2 | tr -d 0-9)"
+        " $(echo aab | tr -s a) $(echo 'a  _b' | tr -s ' _' '-') $(echo 'a b  c' | awk '{print $3}')"
+        " $(echo a1b2 | tr -d 0-9)"
         " $(echo x | cut -d, -f2)"
     ),
     "comments between continued lines": "show \\\n  --a 1 `# first` \\\n  --b '`# no`' `# last`  \\\n  --c 3",

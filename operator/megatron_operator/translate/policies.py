@@ -28,6 +28,7 @@ def fields(manifest: Object) -> dict[str, Any]:
         "suspend": policy.get("suspend") is True and not labels(manifest),
         "runPolicy": run,
         "failurePolicy": {"maxRestarts": min(restarts, MAX_RESTARTS)} if restarts is not None else None,
+        "scheduling": _of_volcano(policy) if "tasks" in policy else None,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -59,14 +60,29 @@ def _policy(manifest: Object) -> Object:
     return {**spec, **(spec.get("runPolicy") or {})}
 
 
+def _of_volcano(policy: Object) -> dict[str, Any]:
+    """Volcano's own Job is a gang in one of its queues."""
+    least = policy.get("minAvailable")
+    num_pods = sum(int(task.get("replicas", 1)) for task in policy["tasks"])
+    found = {
+        "gang": "Volcano",
+        "queue": policy.get("queue"),
+        "priorityClassName": policy.get("priorityClassName"),
+        "minMember": least if isinstance(least, int) and 0 < least < num_pods else None,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 def _restarts(policy: Object) -> int | None:
     """The number of restarts of the whole job, None where it is not said."""
-    found = policy.get("backoffLimit", (policy.get("failurePolicy") or {}).get("maxRestarts"))
+    others = policy.get("maxRetry", (policy.get("failurePolicy") or {}).get("maxRestarts"))
+    found = policy.get("backoffLimit", others)
     return found if isinstance(found, int) and found >= 0 else None
 
 
 def _left(policy: Object, known: frozenset[str]) -> list[str]:
     carried = {"activeDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimit", "suspend", "runPolicy"}
+    carried |= {"maxRetry", "minAvailable", "queue"} if "tasks" in policy else set()
     carried |= {"cleanPodPolicy"} if policy.get("cleanPodPolicy") in CLEANED else set()
     is_counted = set(policy.get("failurePolicy") or {}) == {"maxRestarts"}
     return [name for name in policy if name not in carried | known and not (name == "failurePolicy" and is_counted)]
