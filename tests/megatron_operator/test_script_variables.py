@@ -57,3 +57,12 @@ def test_a_value_that_only_a_running_shell_knows_is_told_and_left_out(written):
     assert names(spec) == {"OMP_NUM_THREADS"}
     for each in ("WANDB_NAME=run-$(date +%s)", "HF_HOME=$SCRATCH/hf", "NCCL_IB_HCA=$(ls /sys)"):
         assert f"Left out: {each} (only a running shell knows it; add its value to spec.env)." in err
+
+
+def test_of_two_sizes_of_images_the_tokens_count_as_there(written):
+    sizes = "export IMAGE_MAX_TOKEN_NUM=512 MAX_PIXELS=200704 VIDEO_MAX_PIXELS=50176 MIN_PIXELS=784"
+    spec, err = written(f"{sizes}\n{RUN} --model_kwargs '{{\"video_max_token_num\": 64}}'\n")
+    expected = {"image_max_token_num": 512, "min_pixels": 784, "video_max_token_num": 64}
+    assert spec["args"]["model_kwargs"] == expected
+    for each in ("MAX_PIXELS: 200704", "VIDEO_MAX_PIXELS: 50176"):
+        assert f"Left out: {each} (ms-swift uses the number of tokens)." in err

@@ -20,7 +20,7 @@ from typing import Any, cast
 from megatron_operator.api import names
 from megatron_operator.cli.output import INVALID, OK, show_violations
 from megatron_operator.translate import launch, launchers, manifests, write
-from megatron_operator.translate.arguments import VERSIONS, Version, of_variables, translate, with_variables
+from megatron_operator.translate.arguments import VERSIONS, Version, of_variables, outvoted, translate, with_variables
 from megatron_operator.translate.launch import Launch
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.shell import statements
@@ -187,7 +187,8 @@ def translated(
     carried = translate(written, found.task, version=version, world_size=world_size)
     if is_cut:
         carried = replace(carried, left_out=(*carried.left_out, ("$@", OF_THE_CALL, OF_THE_CALL_WHY)))
-    carried = replace(carried, left_out=(*carried.left_out, *((*each, OF_THE_LAST) for each in replaced)))
+    others = ((*each, OF_THE_LAST) for each in replaced)
+    carried = replace(carried, left_out=(*carried.left_out, *outvoted(found.environment, values or {}), *others))
     left_out = [("batch system", " ".join(source.header), OF_THE_QUEUE)] if source.header else []
     carried = replace(carried, left_out=(*carried.left_out, *left_out))
     if found.task == "export":

@@ -6,7 +6,7 @@ next to it, so that validation fails there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,7 +18,7 @@ from megatron_trainjob.args.availability import objection
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
-from megatron_trainjob.args.pixels import VARIABLES, value_of
+from megatron_trainjob.args.pixels import TOKENS, VARIABLES, value_of
 from megatron_trainjob.args.rules.data import PLACES
 from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
 from megatron_trainjob.args.value import WrongValue, from_text, read_value
@@ -50,6 +50,7 @@ AS_IT_IS = "begins a name with $ that no shell replaces here, and no path does; 
 NO_VALUE = "has no value; write one, or remove it"
 FP8_OF_EXPORT: Mapping[str, object] = {"fp8_format": "e4m3", "fp8_recipe": "blockwise", "fp8_param_gather": True}
 """With these ms-swift 4.x writes the weights that quant_method: fp8 writes here."""
+OF_TOKENS = "ms-swift uses the number of tokens"
 SECRETS = "is a secret: pass HF_TOKEN to the pods from a Secret (spec.envFrom)"
 
 
@@ -138,20 +139,38 @@ def of_variables(environment: Mapping[str, str], task: Task) -> dict[str, object
         for name, value in found.items()
         if task in ARGUMENTS[name].applies_to
     }
-    sizes = {VARIABLES[name]: value for name, value in environment.items() if name in VARIABLES}
+    others = {name for name, _, _ in outvoted(environment, {})}
+    sizes = {VARIABLES[name]: value for name, value in environment.items() if name in VARIABLES and name not in others}
     read = {name: value if (known := value_of(name, value)) is None else known for name, value in sizes.items()}
     return arguments | ({"model_kwargs": read} if read else {})
 
 
 def with_variables(values: Mapping[str, object], variables: Mapping[str, object]) -> dict[str, object]:
     """The arguments of a command and of its environment; where both have a setting, the command's is used."""
-    written, given = {**variables, **values}, values.get("model_kwargs")
-    if "model_kwargs" in variables and given is not None:
-        with suppress(WrongValue):  # translate says so
-            own = read_value(ARGUMENTS["model_kwargs"], given)
-            lowered = {str(name).lower(): value for name, value in _mapping(own).items()}
-            written["model_kwargs"] = {**_mapping(variables["model_kwargs"]), **lowered}
+    written, own = {**variables, **values}, _own_sizes(values)
+    if "model_kwargs" in variables and own:
+        given = _mapping(variables["model_kwargs"])
+        left = {name: number for name, number in given.items() if name not in _outvoted(own)}
+        written["model_kwargs"] = {**left, **own}
     return written
+
+
+def _own_sizes(values: Mapping[str, object]) -> dict[str, object]:
+    """model_kwargs of the command by names in lower case; {} for what is none, of which translate has the reason."""
+    with suppress(WrongValue):
+        own = read_value(ARGUMENTS["model_kwargs"], values.get("model_kwargs") or {})
+        return {str(name).lower(): value for name, value in _mapping(own).items()}
+    return {}
+
+
+def outvoted(environment: Mapping[str, str], values: Mapping[str, object]) -> list[tuple[str, object, str]]:
+    """(variable, value, reason) of sizes in pixels beside one in tokens, which ms-swift uses alone."""
+    names = _outvoted({*map(str.lower, environment), *_own_sizes(values)})
+    return [(name.upper(), environment[name.upper()], OF_TOKENS) for name in names if name.upper() in environment]
+
+
+def _outvoted(given: Collection[str]) -> list[str]:
+    return [pixels for tokens, pixels in TOKENS.items() if tokens in given]
 
 
 def _mapping(value: object) -> Mapping[str, object]:
