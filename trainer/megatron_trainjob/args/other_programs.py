@@ -147,6 +147,9 @@ _STAGES = "is decided by the number of stages and of their virtual chunks; remov
 _INITIALIZATION = "is decided by initializer_range in the model's config.json; set that"
 _DECAY_OF_WEIGHTS = "changes the weight decay during training, which is not supported; set weight_decay"
 _SHUFFLE = "shuffles again in each epoch, as dataloader_type: cyclic does; single reads the data once in its order"
+_TEXT_ALONE = (
+    "leaves the tower out; freeze_vit: true and freeze_aligner: true train the language model alone; remove it"
+)
 _LARGER_STEPS = "changes the batch size during training, which is not supported; set global_batch_size"
 # Arguments of Megatron-LM and of other trainers that have no counterpart, by what they are about.
 WITHOUT_COUNTERPART: Mapping[str, str] = {
@@ -178,6 +181,7 @@ WITHOUT_COUNTERPART: Mapping[str, str] = {
     **dict.fromkeys(("overlap_p2p_comm", "batch_p2p_comm"), _STAGES),
     "init_method_std": _INITIALIZATION,
     "train_dataloader_shuffle": _SHUFFLE,
+    "language_model_only": _TEXT_ALONE,
     **dict.fromkeys(("weight_decay_incr_style", "start_weight_decay", "end_weight_decay"), _DECAY_OF_WEIGHTS),
     **dict.fromkeys(("galore_rank", "use_galore", "loraplus_lr_ratio", "neftune_noise_alpha"), _OTHER_METHOD),
 }
