@@ -52,6 +52,11 @@ WORDS = {
         "D=0,1,2,3; show $(echo $D | tr ',' '\\n' | wc -l) $(echo $D | awk -F',' '{print NF}')"
         " $(echo $D | tr -d ',' | wc -w) $(seq -s, 0 7) $(seq -s ' ' 3)"
     ),
+    "devices that are counted otherwise": (
+        "D=0,1,2,3; show $(($(echo $D | tr -cd , | wc -c) + 1)) $(awk -F',' '{print NF}' <<< \"$D\")"
+        " $(tr ',' ' ' <<< $D | wc -w) $(echo ${D//,/ } | wc -w)"
+    ),
+    "one number or another": "P=8; show $((P > 4 ? 2 : 1)) $(( P == 4 ? P : P * 2 )) $((P>9?1:0))",
     "names that are made": (
         "M=Qwen/Qwen3-8B; show $(echo $M | tr '/' '_' | tr '[:upper:]' '[:lower:]') $(echo $M | cut -d/ -f2)"
         " $(echo $M | awk -F/ '{print $1}') $(echo $M | sed 's/Qwen/Q/g') $(echo a-b | cut -d'-' -f1)"

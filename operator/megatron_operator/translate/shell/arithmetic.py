@@ -29,6 +29,8 @@ OPERATORS: dict[type, Callable[[int, int], int]] = {
 ASSIGNED = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?P<operator>[-+*/%]?)=(?!=)(?P<value>.*)", re.DOTALL)
 BASED = re.compile(r"\b(?:(?P<base>\d+)#|0(?=\d))(?P<digits>\w+)")
 """A number of another base, such as `2#101` or, with a zero in front, of base 8."""
+CHOSEN = re.compile(r"(?P<condition>[^?]+)\?(?P<one>[^?:]+):(?P<other>[^?:]+)")
+"""One number or another, `a > b ? c : d`."""
 COUNTED = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<after>\+\+|--)|(?P<before>\+\+|--)(?P<other>[A-Za-z_]\w*)")
 
 
@@ -36,6 +38,8 @@ def calculated(text: str, variables: Mapping[str, str]) -> int | None:
     """The value of the expression; a comparison is 1 or 0. None where a value is not known."""
     plain = re.sub(r"\$?\{?\b([A-Za-z_]\w*)\b\}?", lambda found: variables.get(found[1], found[0]), text.strip())
     plain = re.sub(r"!(?!=)", " not ", plain.replace("&&", " and ").replace("||", " or "))
+    if chosen := CHOSEN.fullmatch(plain):
+        plain = f"({chosen['one']}) if ({chosen['condition']}) else ({chosen['other']})"
     try:
         plain = BASED.sub(lambda found: str(int(found["digits"], int(found["base"] or 8))), plain)
         return int(_number(ast.parse(plain.strip(), mode="eval").body))
@@ -63,6 +67,8 @@ def _number(node: ast.AST) -> int:
             return OPERATORS[type(op)](_number(left), _number(right))
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in OPERATORS:
             return int(OPERATORS[type(op)](_number(left), _number(right)))
+        case ast.IfExp(test=test, body=body, orelse=other):
+            return _number(body if _number(test) else other)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_number(operand)
         case ast.UnaryOp(op=ast.Not(), operand=operand):

@@ -133,8 +133,8 @@ CLASSES = {"[:upper:]": "A-Z", "[:lower:]": "a-z", "[:digit:]": "0-9", "[:space:
 
 
 def _tr(given: Sequence[str], text: str | None, files: Files) -> str | None:
-    """`tr a b`, `tr -d a`, `tr -s a` of characters, ranges and classes."""
-    options = [word for word in given if re.fullmatch(r"-[ds]", word)]
+    """`tr a b`, `tr -d a`, `tr -cd a`, `tr -s a` of characters, ranges and classes."""
+    options = [word for word in given if re.fullmatch(r"-[ds]|-cd|-dc", word)]
     sets = [_characters(word) for word in given if word not in options]
     if (
         text is None
@@ -148,7 +148,8 @@ def _tr(given: Sequence[str], text: str | None, files: Files) -> str | None:
         text = text.translate(put)
         sets = sets[1:] if options else sets
     if options:
-        several = re.compile("[" + re.escape(sets[0]) + "]" + ("+" if options == ["-s"] else ""))
+        others = "^" if "c" in options[0] else ""
+        several = re.compile(f"[{others}" + re.escape(sets[0]) + "]" + ("+" if options == ["-s"] else ""))
         return several.sub(lambda found: found[0][0] if options == ["-s"] else "", text)
     return text
 
@@ -164,10 +165,10 @@ def _characters(word: str) -> str:
 
 
 def _wc(given: Sequence[str], text: str | None, files: Files) -> str | None:
-    """`wc -l` and `wc -w` of the input."""
-    if text is None or list(given) not in (["-l"], ["-w"]):
+    """`wc -l`, `wc -w` and `wc -c` of the input."""
+    if text is None or list(given) not in (["-l"], ["-w"], ["-c"]):
         return None
-    return f"{text.count(chr(10)) if given[0] == '-l' else len(text.split())}\n"
+    return f"{ {'-l': text.count(chr(10)), '-w': len(text.split()), '-c': len(text.encode())}[given[0]] }\n"
 
 
 def _cut(given: Sequence[str], text: str | None, files: Files) -> str | None:

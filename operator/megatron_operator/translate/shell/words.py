@@ -164,7 +164,8 @@ def expanded(text: str, values: Values) -> str:
     """The value of `$NAME`, `${NAME...}`, `$((...))` or of a simple `$(...)`; the text itself where none is known."""
     if text.startswith(("$((", "$[")):
         inner = text[3:-2] if text.startswith("$((") else text[2:-1]
-        number = arithmetic.calculated(spread(inner, values), values.variables)
+        known = re.sub(r"\$\([^()]*\)", lambda found: expanded(found[0], values), inner)
+        number = arithmetic.calculated(spread(known, values), values.variables)
         return text if number is None else str(number)
     if text.startswith(("$(", "`", "<(", ">(")):
         return _substituted(text, values)
