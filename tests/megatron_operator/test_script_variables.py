@@ -66,3 +66,10 @@ def test_of_two_sizes_of_images_the_tokens_count_as_there(written):
     assert spec["args"]["model_kwargs"] == expected
     for each in ("MAX_PIXELS: 200704", "VIDEO_MAX_PIXELS: 50176"):
         assert f"Left out: {each} (ms-swift uses the number of tokens)." in err
+
+
+def test_a_name_of_the_caller_is_not_taken_as_empty(written):
+    run = "megatron sft --model /m/x --max_epochs 1"
+    _, err = written(f"DIR=$DIR/train\nNNODES=$NNODES {run} --dataset $DIR/a.jsonl\n")
+    assert "spec.args.dataset: NOT CARRIED OVER" in err
+    assert "Nodes and GPUs cannot be counted from NNODES=$NNODES" in err

@@ -76,7 +76,7 @@ WORDS = {
         "; [[ $B =~ ^[0-9]+$ && $A = 1 ]] && show i"
     ),
     "numbers of a condition": "if (( ${N:-1} > 1 )); then show a; else show b; fi; N=3; (( ${N:-1} > 1 )) && show c",
-    "a name that is first added to": 'for f in a b; do D="$D $f"; done; show $D; E="${E} x"; show $E; F=$F; show [$F]',
+    "a name that is first added to": 'for f in a b; do D="$D $f"; done; show $D; F="${F} x"; show [$F]',
     "a name for another": 'f() { local -n r=$1; show "${r[@]}"; }; Z=(1 "2 3"); f Z',
     "a pipe": "X=1; { X=2; show $X; } | cat; show $X; echo a | while read X; do show $X; done; show $X",
     "a text that is evaluated": "C=\"show --a 'b c'\"; eval $C; $C; Y=1; eval 'Y=2'; show $Y",

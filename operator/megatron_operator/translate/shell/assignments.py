@@ -29,8 +29,7 @@ def assign(reader: Reader, node: Node) -> None:
     values, key = reader.values, source(name)
     if value is not None and not adds and _lengthens_nothing(values, key, value):
         values.variables[key] = ""
-        if not key.endswith("PATH"):
-            reader.tell(node, f"{key} has no value before this line, which adds to it; it is taken as empty")
+        reader.tell(node, f"{key} has no value before this line, which adds to it; it is taken as empty")
     if value is not None and value.type == "array":
         listed = _elements(value, key, values)
         values.arrays[key] = _appended(values.arrays.get(key, {}), listed) if adds else listed
@@ -53,9 +52,10 @@ def assign(reader: Reader, node: Node) -> None:
 
 
 def _lengthens_nothing(values: Values, name: str, value: Node) -> bool:
-    """Whether it is `ARGS="$ARGS --flag"` of a name that the script has not set."""
+    """Whether it is `ARGS="$ARGS --flag"` of a name that the script has not set; `DIR=$DIR/x` has one of its caller."""
     is_known = name in values.variables or name in values.arrays
-    return not is_known and re.search(rf"\$(?:{name}\b|\{{{name}\}})", source(value)) is not None
+    own = rf"\$(?:{name}\b|\{{{name}\}})"
+    return not is_known and re.search(rf"^[\"']?{own}\s|\s{own}[\"']?$", source(value)) is not None
 
 
 def _elements(node: Node, name: str, values: Values) -> dict[str, str]:
