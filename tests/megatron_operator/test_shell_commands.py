@@ -23,7 +23,9 @@ docker run --rm -e NPROC_PER_NODE=8 image megatron pt --model /models/qwen --dat
 
 
 @pytest.mark.parametrize(
-    "end", ["\\\n# slower\n", "\\ \n", "# \\\n"], ids=["comment between", "blank", "commented out"]
+    "end",
+    ["\\\n# slower\n", "\\ \n", "# \\\n", "\n"],
+    ids=["comment between", "blank", "commented out", "no backslash"],
 )
 def test_options_behind_the_end_of_a_command_are_named(capsys, tmp_path, end):
     path = saved(tmp_path, f"megatron sft {RUN} {LENGTH} {end}  --lr 3e-6 --seed 5\n")

@@ -182,6 +182,7 @@ CASES = [
             (("save", "tensorboard_dir", "image_root"), "a$.b", "${OUT}/m"),
             (("model", "load", "save", "tensorboard_dir"), "a~/~b", "~/m"),
             (("dataset", "cached_val_dataset"), ("~a", "b~"), ("a", "~me/x.jsonl")),
+            (("custom_dataset_info",), ("a.json",), ("a.json", "$D/x.json")),
             (("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"), ("a",), ("a", "${D}/x.jsonl")),
         )
         for name in names

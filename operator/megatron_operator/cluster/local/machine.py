@@ -19,6 +19,7 @@ from megatron_trainjob import dataset_entry, hub_cache, input_file, processor_fo
 from megatron_trainjob.args import head
 from megatron_trainjob.args.groups.base_template import TEMPLATE_FILES
 from megatron_trainjob.args.model.check import check
+from megatron_trainjob.args.rules.data import SHELL_VARIABLE
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
@@ -116,7 +117,8 @@ def missing_files(
         _missing_texts,
     )
     found = [violation for each in checks for violation in each(arguments, mounted)]
-    return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
+    named = [each for each in found if not SHELL_VARIABLE.search(str(each.value))]  # the others are refused as such
+    return tuple(each for each in named if not any(is_below(str(each.value), target) for target in fetched))
 
 
 def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:

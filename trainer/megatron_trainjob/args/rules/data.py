@@ -15,7 +15,7 @@ NO_MODEL = "is missing; set it to a Hub id or a folder with config.json and toke
 NO_DATA = "is missing; set it, or cached_dataset, to the data to train on"
 PLACES = (
     *("model", "load", "adapter_load", "ref_load", "ref_adapter_load", "save", "tensorboard_dir"),
-    *("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "image_root"),
+    *("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "custom_dataset_info", "image_root"),
 )
 SHELL_VARIABLE = re.compile(r"\$(?:\{?[A-Za-z_0-9@*]|\()|`")
 HOME = re.compile(r"~(?:[\w-]*/|$)")
