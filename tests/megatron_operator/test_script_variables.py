@@ -73,3 +73,19 @@ def test_a_name_of_the_caller_is_not_taken_as_empty(written):
     _, err = written(f"DIR=$DIR/train\nNNODES=$NNODES {run} --dataset $DIR/a.jsonl\n")
     assert "spec.args.dataset: NOT CARRIED OVER" in err
     assert "Nodes and GPUs cannot be counted from NNODES=$NNODES" in err
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'eval "$(printf "%q " "${A[@]}")"',
+        'srun bash -c "$(printf "%q " "${A[@]}")"',
+        'eval "${A[*]@Q}"',
+        'C="$(echo "${A[@]}")"; $C',
+    ],
+)
+def test_of_words_that_are_printed_the_known_ones_are_read(call, written):
+    spec, err = written(f'A=({RUN} --load "$WHERE" --seed 3)\n{call}\n')
+    assert spec["args"]["seed"] == 3
+    assert spec["args"]["load"] == "$WHERE"
+    assert "spec.args.load: NOT CARRIED OVER" in err

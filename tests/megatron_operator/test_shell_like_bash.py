@@ -78,6 +78,11 @@ WORDS = {
     "numbers of a condition": "if (( ${N:-1} > 1 )); then show a; else show b; fi; N=3; (( ${N:-1} > 1 )) && show c",
     "a name that is first added to": 'for f in a b; do D="$D $f"; done; show $D; F="${F} x"; show [$F]',
     "a name for another": 'f() { local -n r=$1; show "${r[@]}"; }; Z=(1 "2 3"); f Z',
+    "words that are quoted for a shell": (
+        "A=('a b' \"it's\" '$X' '' a=b,c '~' '#' '{d}!*' 'q\\\\w' $'l\\nm'); C=$(printf '%q ' show \"${A[@]}\")"
+        '; eval "$C"; show "$C"'
+        '; D="show ${A[*]@Q}"; eval "$D"; show "$D"; bash -c "show ${A[0]@Q}"; bash -c "$(printf "%q " show "${A[@]}")"'
+    ),
     "a pipe": "X=1; { X=2; show $X; } | cat; show $X; echo a | while read X; do show $X; done; show $X",
     "a text that is evaluated": "C=\"show --a 'b c'\"; eval $C; $C; Y=1; eval 'Y=2'; show $Y",
 }

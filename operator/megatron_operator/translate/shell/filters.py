@@ -11,8 +11,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from megatron_operator.translate.shell.arithmetic import calculated
+from megatron_operator.translate.shell.literal import kept, plain
+from megatron_operator.translate.shell.nodes import is_evaluated
+from megatron_operator.translate.shell.word import escaped
 
 MAX_COUNT = 64
+FIRST_UNKNOWN = 0xE200
+"""The private character of the first word that is not known."""
 Files = Callable[[str], str | None]
 Filter = Callable[[Sequence[str], str | None, Files], str | None]
 
@@ -21,6 +26,18 @@ def output(given: Sequence[str], text: str | None, files: Files) -> str | None:
     """What the command writes, without running it."""
     write = FILTERS.get(given[0].rpartition("/")[2]) if given else None
     return None if write is None else write(given[1:], text, files)
+
+
+def printed(given: Sequence[str]) -> str | None:
+    """What `echo` or `printf` writes of words that are not all known: these as they stand. None for other programs."""
+    if given[:1] not in (["echo"], ["printf"]) or not all(map(is_evaluated, given[:2])) or len(given) > MAX_COUNT:
+        return None
+    unknown = {chr(FIRST_UNKNOWN + at): word for at, word in enumerate(given) if not is_evaluated(word)}
+    marked = [plain(word) if is_evaluated(word) else chr(FIRST_UNKNOWN + at) for at, word in enumerate(given)]
+    written = output(marked, None, lambda name: None)
+    around = '"' if given[0] == "printf" and "%q" in given[1] else ""
+    shown = {mark: around + word + around for mark, word in unknown.items()}
+    return None if written is None else "".join(shown.get(each, each) for each in kept(written.rstrip("\n")))
 
 
 def formatted(pattern: str, values: Sequence[str]) -> str | None:
@@ -34,15 +51,19 @@ def formatted(pattern: str, values: Sequence[str]) -> str | None:
             for part in parts:
                 if part.startswith("%") and part != "%%":
                     value = left.pop(0) if left else ""
-                    written += part % (
-                        int(value or 0) if part[-1] in "di" else float(value or 0) if part[-1] in "feg" else value
-                    )
+                    written += _filled(part, value)
                 else:
                     written += escapes.get(part, part)
             if not left or len(left) == before:
                 return written
     except (ValueError, TypeError):
         return None
+
+
+def _filled(part: str, value: str) -> str:
+    if part[-1] == "q":
+        return (part[:-1] + "s") % escaped(value)
+    return part % (int(value or 0) if part[-1] in "di" else float(value or 0) if part[-1] in "feg" else value)
 
 
 def _echo(given: Sequence[str], text: str | None, files: Files) -> str:

@@ -88,3 +88,16 @@ def cut(kind: str, operand: str, value: str) -> str | None:
         return None if part is None else value[int(part[1]) :][: int(part[2]) if part[2] else None]
     changed = str.upper if kind[0] == "^" else str.lower
     return changed(value) if len(kind) == 2 else changed(value[:1]) + value[1:]
+
+
+def escaped(value: str) -> str:
+    """The value as `printf %q` writes it, which a shell reads as one word."""
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        codes = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
+        return "$'" + "".join(codes.get(each, each) for each in value) + "'"
+    return re.sub(r"[^\w@%+\-./:=~#\x80-\U0010ffff]|^[~#]", r"\\\g<0>", value) or "''"
+
+
+def quoted(value: str) -> str:
+    """The value as `${NAME@Q}` writes it."""
+    return escaped(value) if re.search(r"[\x00-\x1f\x7f]", value) else "'" + value.replace("'", "'\\''") + "'"

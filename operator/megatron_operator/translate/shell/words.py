@@ -16,7 +16,7 @@ from megatron_operator.translate.shell import arithmetic, filters, folders
 from megatron_operator.translate.shell.literal import kept, plain
 from megatron_operator.translate.shell.nodes import is_evaluated, parsed, source
 from megatron_operator.translate.shell.values import OF_THE_PLACE, Values, in_order
-from megatron_operator.translate.shell.word import PARTS, Word, braced, cut
+from megatron_operator.translate.shell.word import PARTS, Word, braced, cut, quoted
 
 EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion", "process_substitution")
 QUOTED = ("string", "raw_string", "ansi_c_string", "translated_string")
@@ -285,6 +285,8 @@ def _value(name: str, index: str | None, values: Values) -> str | None:
 
 def _modified(rest: str, value: str | None, values: Values) -> str | None:
     """The value after `:-default`, `%suffix`, `/from/to` and the like. None: unknown."""
+    if rest == "@Q" and value is not None:
+        return kept(quoted(value)) if is_evaluated(value) else f'"{value}"'
     found = re.match(r":?[-=+?]|##?|%%?|//?|\^\^?|,,?|:", rest)
     if found is None:
         return value if not rest else None
@@ -323,6 +325,9 @@ def _substituted(text: str, values: Values) -> str:
     there = None if text.startswith(("<(", ">(")) or not statements else _moved(statements[:-1], values)
     if there is None:
         return text
+    unknown = filters.printed(_given(statements[-1], there)) if statements[-1].type == "command" else None
+    if unknown is not None:
+        return unknown
     written: str | None = None
     for stage in statements[-1].named_children if statements[-1].type == "pipeline" else statements[-1:]:
         written = written_by(stage, there, written)
@@ -350,6 +355,16 @@ def _moved(statements: Sequence[Node], values: Values) -> Values | None:
     return there
 
 
+def _given(command: Node, values: Values) -> list[str]:
+    """The words of a command without its files."""
+    return [
+        word
+        for child in command.named_children
+        if child.type not in ("file_redirect", *DOCUMENTS)
+        for word in words(child.named_children[0] if child.type == "command_name" else child, values)
+    ]
+
+
 def written_by(node: Node, values: Values, text: str | None) -> str | None:
     """What a command of `filters` writes for this input; None for any other, and where a word is not known."""
     redirect = next((each for each in (node, *node.named_children) if each.type == "file_redirect"), None)
@@ -369,12 +384,7 @@ def written_by(node: Node, values: Values, text: str | None) -> str | None:
     command = node.named_children[0] if node.type == "redirected_statement" else node
     if command.type != "command":
         return None
-    given = [
-        word
-        for child in command.named_children
-        if child.type not in ("file_redirect", *DOCUMENTS)
-        for word in words(child.named_children[0] if child.type == "command_name" else child, values)
-    ]
+    given = _given(command, values)
     if not given or not all(map(is_evaluated, given)):
         return None
     read = [*map(plain, given)]
