@@ -67,7 +67,7 @@ def reasons() -> set[str]:
     source = Path(names.__file__).read_text()
     part = source[source.index("# Reasons of Admitted") : source.index("MAX_JOB_NAME_LENGTH")]
     listed = set(re.findall(r'^[A-Z_]+: Final = "(\w+)"', part, flags=re.MULTILINE))
-    of_pods = waiting.STUCK_REASONS | waiting.VOLUME_REASONS
+    of_pods = waiting.CONTAINER_REASONS | waiting.VOLUME_REASONS
     return listed | of_pods | {names.SPEC_WARNINGS, names.FAR_ABOVE_MEDIAN, failure.POD_DELETED}
 
 
