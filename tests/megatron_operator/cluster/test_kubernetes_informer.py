@@ -67,7 +67,7 @@ def test_a_pod_that_the_job_does_not_own_is_not_seen(owners):
         raw("innocent"),
         raw("tune-a0-worker-1", conditions=[{"status": "True"}]),
         raw("tune-a0-worker-1", containerStatuses=[{"state": {"terminated": 7}}]),
-        raw("tune-a0-worker-1", conditions=[{"type": "PodScheduled", "status": "True", "lastTransitionTime": "noon"}]),
+        raw("tune-a0-worker-1", conditions=[{"type": "PodScheduled", "status": "True", "lastTransitionTime": 7}]),
     ],
 )
 def test_a_pod_that_cannot_be_read_is_counted_and_the_others_are_seen(poison):

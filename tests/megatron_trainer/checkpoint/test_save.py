@@ -57,10 +57,10 @@ def test_a_save_that_comes_too_early_waits_for_the_one_before(llama, data, tmp_p
 
 def test_a_run_that_is_asked_to_stop_publishes_the_pending_checkpoint_and_the_last_state(llama, data, tmp_path):
     given = arguments(llama, data, tmp_path / "run", async_save=True, save_interval=2, train_iters=9)
-    run = gloo_ranks(1).run(checkpoint_faults.slow_rank, given, 3, {}, stop_at=3)[0]
+    run = gloo_ranks(1).run(checkpoint_faults.slow_rank, given, 4, {}, stop_at=4)[0]
     assert run.exit_code == ExitCode.PREEMPTED
-    assert order(run) == ["1", "2", "3", "saved 2", "saved 3"]
-    assert complete(run.folder) == [3, 2]
+    assert order(run) == ["1", "2", "3", "4", "saved 2", "saved 4"]
+    assert complete(run.folder) == [4, 2]
 
 
 def test_a_run_that_must_not_save_when_asked_to_stop_does_not(llama, data, tmp_path):
