@@ -170,11 +170,12 @@ def test_a_model_in_a_bound_volume_is_looked_at(here, capsys):
 
 
 def test_a_path_with_a_variable_of_a_shell_is_named_once(here, capsys):
-    changes = {"args": {"dataset": ["/data/$D/a.jsonl"], "custom_dataset_info": ["${D}/info.json"]}}
+    changes = {"args": {"model": "~/m", "dataset": ["/data/$D/a.jsonl"], "custom_dataset_info": ["${D}/info.json"]}}
     assert main(["validate", write(here, changes), "--output", "json"]) == 2
     found = json.loads(capsys.readouterr().out)["violations"]
-    assert [each["path"] for each in found] == ["spec.args.dataset", "spec.args.custom_dataset_info"]
-    assert all("has a variable of a shell" in each["message"] for each in found)
+    expected = ["spec.args.model", "spec.args.dataset", "spec.args.custom_dataset_info"]
+    assert sorted(each["path"] for each in found) == sorted(expected)
+    assert all("of a shell" in each["message"] for each in found)
 
 
 def test_a_run_looks_at_volumes_before_their_folders_are_made(here, capsys):

@@ -19,7 +19,7 @@ from megatron_trainjob import dataset_entry, hub_cache, input_file, processor_fo
 from megatron_trainjob.args import head
 from megatron_trainjob.args.groups.base_template import TEMPLATE_FILES
 from megatron_trainjob.args.model.check import check
-from megatron_trainjob.args.rules.data import SHELL_VARIABLE
+from megatron_trainjob.args.rules.data import is_of_a_shell
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
@@ -117,7 +117,7 @@ def missing_files(
         _missing_texts,
     )
     found = [violation for each in checks for violation in each(arguments, mounted)]
-    named = [each for each in found if not SHELL_VARIABLE.search(str(each.value))]  # the others are refused as such
+    named = [each for each in found if not is_of_a_shell(str(each.value))]  # the others are refused as such
     return tuple(each for each in named if not any(is_below(str(each.value), target) for target in fetched))
 
 

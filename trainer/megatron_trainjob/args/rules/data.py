@@ -89,6 +89,11 @@ def _no_variable_of_a_shell(name: str) -> Rule:
     return Rule(name=f"{name}_is_no_variable_of_a_shell", about=(name,), broken=broken)
 
 
+def is_of_a_shell(path: str) -> bool:
+    """Whether a shell would replace part of this path, which is refused."""
+    return bool(SHELL_VARIABLE.search(path) or HOME.match(path))
+
+
 def _listed(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
