@@ -138,13 +138,9 @@ def copy_python(target: Path) -> None:
 def build_project() -> None:
     """Both images of the project, by the command that users have: docker/build."""
     mounts = " ".join(f"--volume {path}:{path}:ro" for path in MOUNTED if Path(path).exists())
-    environment = {
-        "BUILDER": "buildah",
-        "BASE": PYTHON_IMAGE,
-        "TRAINER_BASE": PYTHON_IMAGE,
-        "BUILD_FLAGS": f"{mounts} --build-arg PIP_FLAGS=--no-deps",
-    }
-    run(str(ROOT / "docker" / "build"), environment=BUILDAH | environment)
+    environment = BUILDAH | {"BUILDER": "buildah", "BASE": PYTHON_IMAGE, "TRAINER_BASE": PYTHON_IMAGE}
+    for image, flags in (("operator", ""), ("trainer", " --build-arg PIP_FLAGS=--no-deps")):
+        run(str(ROOT / "docker" / "build"), environment=environment | {"IMAGES": image, "BUILD_FLAGS": mounts + flags})
 
 
 def commit(content: Path, name: str, *settings: str) -> None:
