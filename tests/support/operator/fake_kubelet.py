@@ -140,10 +140,10 @@ class FakeKubelet:
             await reported
             restarts += 1
         if exit_code is not None:
+            if self._is_at("starting", pod):
+                self._note_end(pod)  # before the report, whose answer a restart of the API server may lose
             status = ended(pod, exit_code, message=life.message)
             await self._insist("starting", pod, lambda: patch_status(client, pod, status))
-            if self._is_at("starting", pod):
-                self._note_end(pod)
 
     async def _take_down(self, client: Client, pod: Object, exit_code: int, pause_s: float) -> Object:
         """Reports that the trainer's container has ended, and pauses; the pod with the status that it has then."""
