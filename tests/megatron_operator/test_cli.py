@@ -12,17 +12,8 @@ import yaml
 
 from megatron_operator.cli import logs, main, trainer
 from megatron_operator.cluster.local.state import State
-from tests.support.operator.job_values import raw, write_model_header, write_tokenizer, write_weights
+from tests.support.operator.job_values import TINY, raw, write_model_header, write_tokenizer, write_weights
 
-TINY = {
-    "model_type": "llama",
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 1000,
-    "max_position_embeddings": 256,
-}
 STATUS = {
     "phase": "Running",
     "reason": "AllPodsRunning",

@@ -8,16 +8,7 @@ import pytest
 import yaml
 
 from megatron_operator.cli import main
-from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
-
-TINY = {
-    "model_type": "llama",
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 1000,
-}
+from tests.support.operator.job_values import TINY, raw, write_model_header, write_tokenizer
 
 
 @pytest.fixture

@@ -19,6 +19,16 @@ from megatron_trainjob.families import shapes
 from megatron_trainjob.progress import Progress
 
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 100}
+TINY = {
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+    "max_position_embeddings": 256,
+}
+"""The config.json of a small model."""
 NOW = 1_800_000_000.0
 START = "2027-01-15T07:00:00Z"  # an hour before NOW
 
