@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from megatron_operator.api import names
-from megatron_operator.core import attempts, reconcile
+from megatron_operator.core import attempts, push, reconcile
 from megatron_operator.core.attempts import HeardReport
+from megatron_operator.core.status import describe_progress
 from megatron_operator.timestamp import to_text
 from megatron_trainjob.termination import TerminationRecord
 from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, conditions, failed, job, pod
@@ -210,6 +211,16 @@ def test_ranks_that_have_started_outlive_the_silence_of_their_launchers(status, 
     silent = gang(status=status, progress=progress, launchers={}, listens_since=NOW + 5)
     plan = reconcile.plan(job(), silent, NOW + 1000)
     assert (plan.delete, conditions(plan.status or status)["Running"][0]) == ((), "True")
+
+
+@pytest.mark.parametrize(("attempt", "is_late"), [(0, True), (1, False)], ids=["of the ranks before", "of these ranks"])
+def test_a_new_operator_takes_the_progress_in_the_status_for_the_ranks_that_reported_it(attempt, is_late):
+    """Ranks report until they end, also in the second of the restart and after it."""
+    progress = describe_progress(beat(attempt=attempt, metrics={"loss": 2.5}))
+    status = {**restarted(), "progress": {**progress, "lastUpdatedTime": restarted()["lastRestartTime"]}}
+    heard_of = {"launchers": {MASTER: heard(attempt=1)}, "progress": push.remembered(status)}
+    frozen = gang(status=status, **heard_of, listens_since=NOW)
+    assert bool(reconcile.plan(job(), frozen, NOW + 60).delete) == is_late
 
 
 def test_silence_counts_from_when_the_operator_began_to_listen():

@@ -33,6 +33,7 @@ def test_progress_is_shown_with_its_metrics_as_text():
         "tokensPerSecondPerGPU": 1234.6,
         "metrics": [{"name": "loss", "value": "1.23457"}, {"name": "grad_norm", "value": "nan"}],
         "lastUpdatedTime": "2027-01-15T07:59:59Z",
+        "attempt": 0,
     }
     assert written["checkpoint"] == {
         "latestIteration": 20,

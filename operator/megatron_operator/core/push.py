@@ -136,21 +136,24 @@ def _kubeflow_record(status: object) -> Object:
 
 
 def remembered(status: Object) -> Progress | None:
-    """The progress in the status, for an operator that has just started; None if it is older than the gang.
+    """The progress in the status, for an operator that has just started; None if it is of other ranks than today's.
 
     Without it, a gang that hung while no operator was running would never be noticed. The status has no phase; only a
     gang that has done a step and not the last one is taken to train: loading and exporting may take hours in silence.
+
+    Ranks still report while the attempt after theirs begins, so that the time tells them apart only in a status without
+    the attempt, which an earlier release has written.
     """
-    stored = status.get("progress") or {}
+    stored, attempt = status.get("progress") or {}, attempts.of_ranks(status)
     updated_at = to_seconds(stored.get("lastUpdatedTime"))
     began = to_seconds(status.get("lastRestartTime") or status.get("startTime"))
-    if updated_at is None or began is None or updated_at < began:
+    if updated_at is None or began is None or updated_at < began or stored.get("attempt", attempt) != attempt:
         return None
     checkpoint = status.get("checkpoint") or {}
     iteration, total = int(stored.get("iteration", 0)), int(stored.get("totalIterations", 0))
     return Progress(
         phase="training" if stored.get("metrics") and iteration < total else "starting",
-        attempt=int(status.get("restarts", {}).get("attempt", 0)),
+        attempt=attempt,
         iteration=iteration,
         total_iterations=total,
         remaining_s=stored.get("estimatedRemainingSeconds"),

@@ -326,6 +326,7 @@ def describe_progress(progress: Progress) -> Object:
             {"name": name, "value": f"{value:.6g}"} for name, value in list(progress.metrics.items())[:MAX_METRICS]
         ],
         "lastUpdatedTime": to_text(progress.updated_at),
+        "attempt": progress.attempt,
     }
     return {key: value for key, value in values.items() if value is not None}
 

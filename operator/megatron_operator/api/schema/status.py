@@ -201,5 +201,6 @@ def _progress() -> Schema:
             "tokensPerSecondPerGPU": described({"type": "number"}, "Speed."),
             "metrics": array("Newest metrics.", metric, max_items=32),
             "lastUpdatedTime": _time("When the trainer reported it."),
+            "attempt": _count("The attempt that reported it."),
         },
     )
