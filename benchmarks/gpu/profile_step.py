@@ -3,7 +3,7 @@
     python3 benchmarks/gpu/profile_step.py CASE.yaml DIR [--steps 2] [--top 25]
 
 CASE.yaml: arguments, such as make_inputs.py writes. Profiles whole steps after the warm-up and prints milliseconds
-a step.
+a step. On several cards under torch.distributed.run: each rank writes to DIR/profile.RANK.
 """
 
 import argparse
@@ -29,6 +29,8 @@ def main() -> None:
     options.add_argument("--host", action="store_true", help="also what the host does; slows it down")
     given = options.parse_args()
     profile = profiled(given)
+    if read().world_size > 1:
+        sys.stdout = (given.folder / f"profile.{read().rank}").open("w")
     print_kernels(kernels_of(profile), given.steps, given.top)
     if given.host:
         print_host(profile, given.steps, given.top)
@@ -36,7 +38,8 @@ def main() -> None:
 
 def profiled(given: argparse.Namespace):
     """The profile of a run, which starts as a rank does. A step waits for the card at its end."""
-    become(for_rank(read(), 0, 1))  # torch reads these variables when it is imported
+    env = read()
+    become(for_rank(env, env.local_rank, env.world_size))  # torch reads these variables when it is imported
     import torch
 
     from megatron_trainer import backend as backends
