@@ -108,6 +108,8 @@ class ControlPlane:
             response = connection.getresponse()
             payload = response.read()
             self.warnings[:] = response.headers.get_all("Warning") or []
+        except http.client.HTTPException as error:  # the server ended in the middle of its answer
+            raise ConnectionError(f"{method} {path}: {error!r}") from error
         finally:
             connection.close()
         is_json = "json" in response.headers.get("Content-Type", "")
@@ -217,7 +219,7 @@ class ControlPlane:
         while time.monotonic() < deadline and self.processes["apiserver"].poll() is None:
             try:
                 self.request("GET", "/readyz")
-            except (OSError, Refused, http.client.HTTPException):
+            except (OSError, Refused):
                 time.sleep(0.1)
             else:
                 return

@@ -61,6 +61,29 @@ def test_killed_while_it_creates_pods_it_goes_on_without_one_too_many(
     assert all_pods(quiet_jobs) == gangs(12, 4)
 
 
+def test_a_master_that_goes_beside_workers_that_succeeded_while_no_operator_looks_is_not_made_alone(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    """Its ranks would wait for ever for those of the workers; no status says that the gang was ever complete."""
+    variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables) as operator:
+        quiet_jobs.submit(manifest(failurePolicy={**FAST, "maxRestarts": 0}))
+        quiet_jobs.await_phase("Running")
+        operator.kill()
+    forget_that_it_was_complete(quiet_jobs)
+    quiet_jobs.end_pod("job-a0-worker-0", 0)
+    quiet_plane.delete(quiet_jobs.path("pods", "job-a0-master-0"), {"gracePeriodSeconds": 0})
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables):
+        quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+        assert quiet_jobs.await_phase("Running")["restarts"]["counted"] == 0
+
+
+def forget_that_it_was_complete(jobs: JobClient) -> None:
+    """Leaves a status as of an operator that ended right after it had created the pods."""
+    conditions = [each for each in jobs.status()["conditions"] if each["type"] != "PodsReady"]
+    jobs.plane.merge(jobs.path("megatrontrainjobs", "job") + "/status", {"status": {"conditions": conditions}})
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_killed_at_any_moment_of_a_restart_it_ends_with_one_whole_new_gang(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path, seed: int

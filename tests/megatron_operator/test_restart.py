@@ -112,6 +112,16 @@ def test_a_pod_that_was_never_created_is_no_failure():
     assert decide(pod(0), status={"restarts": {"attempt": 0}}) is None
 
 
+def test_a_pod_that_is_gone_beside_one_that_succeeded_is_a_disruption():
+    """No status says that the gang was complete, yet the trainer's ranks succeed together only."""
+    never_seen = {"restarts": {"attempt": 0}}
+    decision = decide(pod(1, phase="Succeeded", ready=False), status=never_seen)
+    assert isinstance(decision, Restart)
+    assert (decision.failure.pod, decision.failure.reason) == ("tune-a0-master-0", "PodDeleted")
+    own = {"command": ["prepare"]}
+    assert decide(pod(1, phase="Succeeded", ready=False), status=never_seen, spec=own) is None
+
+
 def test_a_lost_node_is_named_as_the_reason():
     lost = frozenset({"node-1"})
     decision = decide(pod(0), pod(1, deleting=True, disruption="DeletionByTaintManager"), lost_nodes=lost)

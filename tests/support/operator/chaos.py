@@ -152,7 +152,7 @@ def kill_operator(chaos: Chaos) -> None:
 
 def kill_rank(chaos: Chaos, *, freezes: bool = False) -> Run | None:
     """kill -9 of a rank of a job that is to succeed; its attempt. freezes: another pod's launcher stops, as on a node
-    that hangs. Not a rank of a launcher that has stopped: nobody would hear of it, and these jobs have no hang timeout.
+    that hangs. Not a rank of a launcher that has stopped: no one would hear of it, and these jobs have no hang timeout.
     """
     least_nodes = 2 if freezes else 1
     running = [(run, ranks) for run, ranks in chaos.launchers.running() if run[0].startswith("good-")]

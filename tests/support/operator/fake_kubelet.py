@@ -327,7 +327,7 @@ def _now() -> str:
 
 @contextlib.contextmanager
 def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKubelet]:
-    """Runs the kubelet in a thread of its own for as long as the block lasts."""
+    """Runs the kubelet in a thread of its own for as long as the block lasts; raises what has ended it before."""
     loop = asyncio.new_event_loop()
 
     async def play() -> None:
@@ -339,7 +339,7 @@ def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKub
     task = loop.create_task(play())
 
     def work() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, Exception):
             loop.run_until_complete(task)
         if left := asyncio.all_tasks(loop):
             for each in left:
@@ -354,3 +354,5 @@ def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKub
         loop.call_soon_threadsafe(task.cancel)
         thread.join(timeout=10)
         loop.close()
+        if task.done() and not task.cancelled() and (error := task.exception()):
+            raise error

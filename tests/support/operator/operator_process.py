@@ -69,6 +69,7 @@ def start(kubeconfig: Path, folder: Path, **variables: str) -> OperatorProcess:
         "MTJ_HTTP_ADDRESS": "127.0.0.1",
         "MTJ_HTTP_PORT": str(port),
         "MTJ_LEADER_ELECTION": "false",
+        "TMPDIR": str(folder),  # one that is killed leaves its copies of certificates there
         **variables,
     }
     log = folder / f"operator-{port}.log"

@@ -182,7 +182,7 @@ class Cache:
         Pod names are derived from job and attempt, so the missing pods can be fetched by name. Raises ApiError.
         """
         known = Seen(status=job.get("status") or {}, pods=split(there.values())[0])
-        if parsed is None or not failure.was_complete(known):
+        if parsed is None or not failure.was_complete(parsed, known):
             return []
         metadata, missing = job["metadata"], failure.missing(parsed, known)
         found = await asyncio.gather(*(self._client.get(POD, metadata["namespace"], name) for name in missing))

@@ -76,10 +76,16 @@ def missing(job: Job, seen: Seen) -> tuple[str, ...]:
     return tuple(name for name in expected if name not in there)
 
 
-def was_complete(seen: Seen) -> bool:
-    """True once all pods of the attempt have existed: a missing pod was then deleted."""
+def was_complete(job: Job, seen: Seen) -> bool:
+    """True once all pods of the attempt have existed: a missing pod was then deleted.
+
+    The status says so unless no operator saw them together. Ranks also succeed together only: where a pod has, the
+    trainer in a second copy of a missing one would wait for it forever. A user's own command may succeed alone.
+    """
     condition = seen.condition(names.PODS_READY)
-    return condition is not None and condition["reason"] in (names.PODS_PENDING, names.ALL_PODS_READY)
+    if condition is not None and condition["reason"] in (names.PODS_PENDING, names.ALL_PODS_READY):
+        return True
+    return not job.command and any(pod.phase == "Succeeded" for pod in seen.current)
 
 
 def _when(pod: Pod) -> tuple[float, bool, int]:
@@ -141,7 +147,7 @@ def _of_pod(job: Job, pod: Pod, seen: Seen, now: float) -> Failure:
 
 def _of_missing(job: Job, seen: Seen, now: float) -> Failure | None:
     gone = missing(job, seen)
-    if not gone or not was_complete(seen):
+    if not gone or not was_complete(job, seen):
         return None
     return Failure(
         pod=gone[0],

@@ -15,11 +15,11 @@ from megatron_operator.core.observe import Seen
 
 def decide(job: Job, seen: Seen, now: float) -> Fail | None:
     """Fail with the server's message."""
-    if seen.problem is None or seen.problem[0] != names.INVALID_OBJECT or _was_taken(seen):
+    if seen.problem is None or seen.problem[0] != names.INVALID_OBJECT or _was_taken(job, seen):
         return None
     message = f"The API server rejects this object as invalid: {seen.problem[1]} Correct it in a new job."
     return Fail(reason=names.INVALID_SPEC, message=message)
 
 
-def _was_taken(seen: Seen) -> bool:
-    return seen.attempt > 0 or failure.was_complete(seen)
+def _was_taken(job: Job, seen: Seen) -> bool:
+    return seen.attempt > 0 or failure.was_complete(job, seen)

@@ -113,7 +113,7 @@ def why_held(job: Job, seen: Seen) -> str | None:
 
 def _why_refused(job: Job, seen: Seen) -> str | None:
     """Why the gang has not been created: half of it, or all, is rejected, or was when another operator last tried."""
-    if not failure.missing(job, seen) or failure.was_complete(seen):
+    if not failure.missing(job, seen) or failure.was_complete(job, seen):
         return None
     if seen.problem is not None:
         return seen.problem[1]

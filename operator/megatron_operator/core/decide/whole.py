@@ -21,7 +21,7 @@ PAUSE_S = (5.0, 60.0)
 def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
     """Delete the pods after a rejection and create none during the pause; None if the gang may be created."""
     missing = failure.missing(job, seen)
-    if not missing or failure.was_complete(seen):
+    if not missing or failure.was_complete(job, seen):
         return None
     since = refused_since(seen)
     if seen.problem is not None and (seen.current or since is not None):
