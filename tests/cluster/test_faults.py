@@ -64,7 +64,7 @@ def test_killed_while_it_creates_pods_it_goes_on_without_one_too_many(
 def test_a_master_that_goes_beside_workers_that_succeeded_while_no_operator_looks_is_not_made_alone(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
 ):
-    """Its ranks would wait for ever for those of the workers; no status says that the gang was ever complete."""
+    """Its ranks would wait forever for those of the workers; no status says that the gang was ever complete."""
     variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
     with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables) as operator:
         quiet_jobs.submit(manifest(failurePolicy={**FAST, "maxRestarts": 0}))
