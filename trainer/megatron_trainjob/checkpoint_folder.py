@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_trainjob import checkpoint_index, input_file
+from megatron_trainjob.checksum import crc32_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
@@ -28,7 +29,6 @@ DATA_REPORT = "data_report.json"
 BEST, LAST = POINTERS = ("best", "last")
 """Links to the best and the newest checkpoint beside them; files with the name where storage has no links."""
 NAME = re.compile(r"iter_(\d{7,})")
-BLOCK_BYTES = 4 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +156,7 @@ def damage(path: Path, manifest: Manifest, names: Iterable[str], *, with_content
 
 def record_of(path: Path) -> FileRecord:
     """Size and checksum of a file, which is read completely."""
-    checksum, size_bytes = 0, 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
-            checksum, size_bytes = zlib.crc32(block, checksum), size_bytes + len(block)
+    checksum, size_bytes = crc32_of(path)
     return FileRecord(size_bytes=size_bytes, crc32=f"{checksum:08x}")
 
 

@@ -50,8 +50,7 @@ class Backend(Protocol):
 
     def fused_kernels(self) -> frozenset[str]:
         """Fused kernels that are available: bias_swiglu, bias_dropout, rope, moe_permute, cross_entropy,
-        flash_attention,
-        mxfp8.
+        flash_attention (in TransformerEngine), flash_attention_2 (in transformers), mxfp8.
         """
 
     def install(self) -> None:

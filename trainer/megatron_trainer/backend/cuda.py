@@ -161,13 +161,24 @@ class EventStopwatch:
 
 @functools.cache  # what is installed does not change
 def _fused_kernels(layer_impl: str) -> frozenset[str]:
+    from transformers.utils import is_flash_attn_2_available
+
     found = {"bias_swiglu", "bias_dropout"}
     if layer_impl == "transformer_engine":
         found |= {"rope", "moe_permute", "cross_entropy"}
         found |= {"mxfp8"} if torch.cuda.get_device_capability() >= _BLACKWELL else set()
-    if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
-        found.add("flash_attention")
+        found |= {"flash_attention"} if _can_load_flash_attention() else set()
+    found |= {"flash_attention_2"} if is_flash_attn_2_available() else set()
     return frozenset(found)
+
+
+def _can_load_flash_attention() -> bool:
+    """Whether TransformerEngine has loaded flash-attn 2 or 3: it takes certain versions only, and where another is
+    asked for, it has no kernel at all. Of version 4, which shares the folder of 2, it decides call by call.
+    """
+    from transformer_engine.pytorch.attention.dot_product_attention import backends
+
+    return bool(backends.fa_utils.is_installed or backends.fa_utils.v3_is_installed)
 
 
 def peak_flops_of(device_name: str, dtype: torch.dtype) -> float | None:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_trainer import lost_peer, silent_rank
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint import contents, foreign, legacy, unpickle
+from megatron_trainer.checkpoint import contents, foreign, legacy, parallel_read, unpickle
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.megatron.patches import pickled_scaling
@@ -233,7 +233,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _read(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
     """The requested values from the checkpoint; no code in its files is executed."""
-    with unpickle.restricted():
+    with unpickle.restricted(), parallel_read.in_threads():
         loaded = dist_checkpointing.load(wanted, str(checkpoint.path))
     return contents.with_empty_parts(loaded, wanted)
 

@@ -87,7 +87,8 @@ def features(tower: Any, vision: Vision, pixels_PD: Tensor, grid_N3: Tensor) -> 
         pixels_NCHW = pixels_PD.view(-1, vision.channels, vision.tile, vision.tile)
         if vision.separates_tiles:
             kind = tower.vision_model.class_embedding.dtype
-            states_NTH = tower.get_image_features(pixels_NCHW.to(kind), return_dict=True).last_hidden_state
+            # Not get_image_features: its arguments differ between releases of transformers.
+            states_NTH = tower.vision_model(pixels_NCHW.to(kind), return_dict=True).last_hidden_state
             return [tower.multi_modal_projector(states_NTH.flatten(0, 1))]
         return [tower.get_image_features(pixels_NCHW, return_dict=True).pooler_output.flatten(0, 1)]
     output = tower(pixels_PD, grid_thw=grid_N3)
@@ -165,7 +166,7 @@ def _attention(spec: ModelSpec, backend: Backend) -> str:
     vision = spec.model.vision
     if vision is not None and (vision.pads_images or vision.separates_tiles):  # a mask, or classes without flash-attn
         return "sdpa"
-    return "flash_attention_2" if is_half and "flash_attention" in backend.fused_kernels() else "sdpa"
+    return "flash_attention_2" if is_half and "flash_attention_2" in backend.fused_kernels() else "sdpa"
 
 
 def _keep_wide(tower: nn.Module) -> None:
