@@ -35,7 +35,7 @@ def in_threads() -> Iterator[None]:
             _take(planner, item, tensor)
         return original(self, replace(plan, items=[item for item in plan.items if not _is_plain(self, item)]), planner)
 
-    FileSystemReader.read_data = read_data  # type: ignore[method-assign, assignment]
+    FileSystemReader.read_data = read_data  # type: ignore[method-assign]
     try:
         yield
     finally:
