@@ -14,7 +14,7 @@ from typing import Final
 from zlib_ng import zlib_ng
 
 PART_BYTES: Final = 128 << 20
-"""What one thread reads at a stretch."""
+"""What one thread reads before it takes another part."""
 BLOCK_BYTES: Final = 4 << 20
 MOST_THREADS: Final = 4
 

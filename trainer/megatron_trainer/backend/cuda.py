@@ -37,6 +37,12 @@ GROUPED_GEMM = "NVTE_USE_CUTLASS_GROUPED_GEMM"
 keeps the host busy for longer than the card; its kernel is for Hopper only.
 """
 
+FLASH_ATTENTION_4 = "NVTE_FLASH_ATTN_V4"
+"""Whether TransformerEngine may take flash-attn 4 where it is installed. It may not unless the user says so: on an H200
+version 4.0.0b36 returned values that have nothing in common with cuDNN's, without an error
+(benchmarks/results/gpu-2026-12-01.md).
+"""
+
 # One workspace for cuBLAS, and a fixed order of summation in NCCL.
 _REPRODUCIBLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
 
@@ -90,6 +96,7 @@ class CudaBackend:
     def bind(self, local_rank: int) -> None:
         """Selects the GPU with this index, and kernels that suit it; a user's variable takes precedence."""
         torch.cuda.set_device(local_rank)
+        os.environ.setdefault(FLASH_ATTENTION_4, "0")
         if torch.cuda.get_device_capability() == _HOPPER:
             os.environ.setdefault(GROUPED_GEMM, "1")
 
@@ -174,7 +181,7 @@ def _fused_kernels(layer_impl: str) -> frozenset[str]:
 
 def _can_load_flash_attention() -> bool:
     """Whether TransformerEngine has loaded flash-attn 2 or 3: it takes certain versions only, and where another is
-    asked for, it has no kernel at all. Of version 4, which shares the folder of 2, it decides call by call.
+    asked for, it has no kernel at all. Version 4, which shares the folder of 2, is off (FLASH_ATTENTION_4).
     """
     from transformer_engine.pytorch.attention.dot_product_attention import backends
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 NUM_THREADS: Final = 4
-MOST_BYTES: Final = 2 << 30
+MOST_BYTES: Final = 1 << 30
 """Of tensors that are being read or wait for the main thread; a larger one is read alone."""
 
 
