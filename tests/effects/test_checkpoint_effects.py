@@ -114,7 +114,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(train):
     settings = {"train_iters": 4, "save_interval": 1}
     whole = train(**settings).column("lm loss")
     run = train(name="damaged", stop_at=3, **settings)
-    next((run.folder / "iter_0000003").glob("*.distcp")).write_bytes(b"")
+    assert (run.folder / "iter_0000001").exists()
+    next((run.folder / "iter_0000002").glob("*.distcp")).write_bytes(b"")  # asked during this save, it stopped there
     resumed = train(name="damaged", resume="Auto", attempt=1, **settings)
     assert resumed.column("lm loss") == whole
     assert torch.isfinite(torch.tensor(resumed.column("lm loss"))).all()
